@@ -187,8 +187,11 @@ def parse(kind: type[_T], data: Any) -> _T:
         return TypeAdapter(kind).validate_json(json.dumps(data, allow_nan=False), strict=True)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"]) or "message"
-        raise CafeError("CAFE-101", f"A {kind.__name__.lower()} was refused: field '{where}' is not as agreed.",
-                        "Kit and server must be of the same protocol; update the older one.") from None
+        raise CafeError(
+            "CAFE-101",
+            f"A {kind.__name__.lower()} was refused: field '{where}' is not as agreed.",
+            "Kit and server must be of the same protocol; update the older one.",
+        ) from None
     except (ValueError, TypeError, RecursionError):
         raise CafeError("CAFE-101", f"A {kind.__name__.lower()} was refused: it is not plain JSON.", "Update the kit.") from None
 
@@ -202,5 +205,8 @@ def verify(message: Order | Reply, signature: str, key: Ed25519PublicKey) -> Non
     try:
         key.verify(bytes.fromhex(signature), canonical(message))
     except (InvalidSignature, ValueError):
-        raise CafeError("CAFE-102", f"The signature of a {type(message).__name__.lower()} does not fit.",
-                        "It was altered on the way or comes from somebody else; compare the fingerprints of both sides.") from None
+        raise CafeError(
+            "CAFE-102",
+            f"The signature of a {type(message).__name__.lower()} does not fit.",
+            "It was altered on the way or comes from somebody else; compare the fingerprints of both sides.",
+        ) from None

@@ -1,0 +1,55 @@
+"""The tables, as numbered steps that are applied once each, in one transaction with the record that they were.
+
+To extend: add a function at the end; never change one that was released.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+
+
+def _m1(db: sqlite3.Connection) -> None:
+    db.execute("""CREATE TABLE runs (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL, state TEXT NOT NULL, folder TEXT NOT NULL UNIQUE,
+        created REAL NOT NULL, started REAL, finished REAL, epoch INTEGER NOT NULL DEFAULT 0,
+        heartbeat REAL, pid INTEGER, command TEXT, error TEXT) STRICT""")
+    # Two operators press Start: the second insert of an active run of the same name fails.
+    db.execute("""CREATE UNIQUE INDEX one_active_run ON runs(name)
+        WHERE state IN ('Queued', 'Waiting for sites', 'Running', 'Stopping')""")
+    db.execute("""CREATE TABLE steps (
+        run TEXT NOT NULL REFERENCES runs(id) ON DELETE CASCADE, name TEXT NOT NULL, sha256 TEXT, facts TEXT NOT NULL,
+        time REAL NOT NULL, PRIMARY KEY (run, name)) STRICT""")
+    db.execute("""CREATE TABLE orders (
+        run TEXT NOT NULL REFERENCES runs(id) ON DELETE CASCADE, order_hash TEXT NOT NULL, site TEXT NOT NULL,
+        stage INTEGER NOT NULL, attempt INTEGER NOT NULL, round INTEGER NOT NULL, kind TEXT NOT NULL,
+        state TEXT NOT NULL, body TEXT, code TEXT NOT NULL DEFAULT '', sentence TEXT NOT NULL DEFAULT '',
+        numbers TEXT NOT NULL DEFAULT '{}', sent REAL NOT NULL, ended REAL,
+        PRIMARY KEY (run, order_hash), UNIQUE (run, stage, attempt, round, site, kind)) STRICT""")
+    db.execute("""CREATE TABLE events (
+        id INTEGER PRIMARY KEY, run TEXT NOT NULL REFERENCES runs(id) ON DELETE CASCADE, time REAL NOT NULL,
+        level TEXT NOT NULL, site TEXT, text TEXT NOT NULL) STRICT""")
+    db.execute("CREATE INDEX events_of_run ON events(run, id)")
+    db.execute("""CREATE TABLE metrics (
+        run TEXT NOT NULL REFERENCES runs(id) ON DELETE CASCADE, name TEXT NOT NULL, phase TEXT NOT NULL,
+        round INTEGER NOT NULL, value REAL NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (run, name, phase, round)) STRICT""")
+    db.execute("""CREATE TABLE progress (
+        run TEXT PRIMARY KEY REFERENCES runs(id) ON DELETE CASCADE, phase TEXT NOT NULL, done INTEGER NOT NULL,
+        "of" INTEGER NOT NULL, started REAL NOT NULL, updated REAL NOT NULL) STRICT""")
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_m1,)
+
+
+def migrate(db: sqlite3.Connection) -> None:
+    """Bring the tables up to date; safe when several processes start at once."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        for number, step in enumerate(MIGRATIONS[version:], start=version + 1):
+            step(db)
+            db.execute(f"PRAGMA user_version = {number}")
+        db.execute("COMMIT")
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise

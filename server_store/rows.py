@@ -1,0 +1,115 @@
+"""What the store gives out: frozen rows. Knows no SQL and computes nothing but a run's true state."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+ACTIVE = ("Queued", "Waiting for sites", "Running", "Stopping")
+LOST_AFTER_S = 60.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. ``state`` is what was last written; ``shown_state`` is what is true."""
+
+    id: str
+    name: str
+    state: str  # Draft · Queued · Waiting for sites · Running · Stopping · Stopped · Failed · Done
+    folder: str
+    created: float  # seconds since 1970, UTC
+    started: float | None
+    finished: float | None
+    epoch: int  # fence: only the worker that holds the newest epoch may write
+    heartbeat: float | None
+    pid: int | None
+    command: str | None  # "stop" after the round, "stop now"
+    error: dict[str, str] | None  # code, message, hint
+
+    @property
+    def active(self) -> bool:
+        return self.state in ACTIVE
+
+    @property
+    def shown_state(self) -> str:
+        """*Lost contact* when an active run's worker is gone, or silent for a minute. Never shown as Running then."""
+        if not self.active or (self.state == "Queued" and self.pid is None):
+            return self.state
+        silent = time.time() - (self.heartbeat or self.created)
+        return "Lost contact" if silent > LOST_AFTER_S or not _alive(self.pid) else self.state
+
+
+@dataclass(frozen=True)
+class Step:
+    """A durable result of a run: its blob exists, or there is none and ``facts`` say all."""
+
+    name: str  # such as "stage2/1/3/adapter"
+    sha256: str | None
+    facts: dict[str, Any]
+    time: float
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of a run's story. Public: names of sites, phases, codes; never a record."""
+
+    id: int
+    time: float
+    level: str  # info | warning | error
+    site: str | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure, with where it was measured and on how many examples."""
+
+    name: str  # accuracy | loss
+    phase: str  # zero_shot | synthetic_only | round
+    round: int
+    value: float
+    n: int
+
+
+@dataclass(frozen=True)
+class OrderRow:
+    """What was asked of a site, and what became of it."""
+
+    order_hash: str
+    site: str
+    stage: int
+    attempt: int
+    round: int
+    kind: str
+    state: str  # sent | answered | refused | failed | late
+    body: str | None  # SHA-256 of the sealed body in the inbox
+    code: str
+    sentence: str
+    numbers: dict[str, Any]
+    sent: float
+    ended: float | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the current phase is. ``of`` 0: not known."""
+
+    phase: str
+    done: int
+    of: int
+    started: float
+    updated: float
+
+
+def _alive(pid: int | None) -> bool:
+    if not pid:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
