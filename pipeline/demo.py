@@ -1,0 +1,157 @@
+"""The demo federation: eight invented clinic sites, their messages, the public files and the settings to run them.
+
+Knows the sites' styles and shares and writes files; knows nothing of models, stages or the store. Everything is drawn
+from ``random.Random(seed)`` with integer weights, so that one seed gives the same bytes on every machine.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.demo_grammar import EXAMPLES, TOPICS, expand
+
+TEST_RECORDS = 300
+# Shares of the departments at a site, dealt out in an order of its own: the first two or three make up most of a weak site.
+_WEAK_SHARES = (34, 22, 14, 9, 6, 5, 3, 2, 2, 1, 1, 1)
+_STRONG_SHARES = (16, 14, 12, 11, 10, 9, 8, 7, 5, 4, 2, 2)
+
+
+@dataclass(frozen=True)
+class Style:
+    """How the patients of one site write. ``typos`` is per word; ``words`` is the local vocabulary."""
+
+    site: str
+    kind: str
+    records: int
+    greetings: tuple[str, ...]
+    closings: tuple[str, ...]
+    words: Mapping[str, str] = field(default_factory=dict)
+    typos: float = 0.0
+    lower_case: bool = False
+
+
+STYLES: tuple[Style, ...] = (
+    Style("riverside", "cpu", 110, ("", "", "hey"), ("", "", "thx"), {"please": "pls", "and": "n", "are": "r", "you": "u"}, 0.06, True),
+    Style("hillcrest", "cpu", 90, ("Dear team,", "Dear Sir or Madam,", ""), ("Kind regards.", "Many thanks.", ""), {"can't": "cannot", "won't": "will not"}),
+    Style("oakdale", "cpu", 140, ("Hi there!", "Hi!", "Hello :)"), ("Thanks a lot!", "Cheers!", ""), {"child": "kid", "very": "super"}, 0.01),
+    Style("lakeview", "cpu", 70, ("",), ("Pls advise.", "Asap.", "", ""), {"appointment": "appt", "tablets": "tabs", "doctor": "dr", "please": "pls"}, 0.03),
+    Style("fernbank", "cpu", 80, ("Good morning,", "Good day,", ""), ("Thank you kindly.", "God bless.", ""), {"phone": "telephone", "app": "application"}),
+    Style("millbrook", "cpu", 120, ("", "Quick question:", "Me again:"), ("", "Ta.", "Let me know."), {"mother": "mum", "father": "dad", "little boy": "lad"}, 0.04),
+    Style("kingsbridge", "gpu", 260, ("Hello,", "Hi,", "", ""), ("Thank you.", "", ""), {"partner": "other half"}, 0.01),
+    Style("stonegate", "gpu", 260, ("", "Hi doc,", "To whom it may concern:"), ("Thanks.", "Best.", "", ""), {"mother": "mom", "jabs": "shots"}, 0.02),
+)
+
+_YAML = """\
+# The demo federation. Every message is invented; the same seed ({seed}) writes the same files.
+name: demo
+task:
+  kind: classification
+  description: messages to a clinic's patient portal, to be routed to the department that answers them
+  text: text
+  label: department
+  labels: labels.txt
+  examples: examples.jsonl
+base_model: smollm2-135m-instruct
+sites:
+{sites}
+test: test.jsonl
+privacy:
+  stage1: {{epsilon: 8, delta: 1.0e-5}}
+  stage2: off
+stage1:
+  rounds: 2
+stage2:
+  rounds: 5
+"""
+
+Row = tuple[str, str]  # text, department
+
+
+def write(folder: Path, seed: int = 0) -> Path:
+    """Writes the sites' records, labels, public examples, test set and ``demo.yaml`` into ``folder``.
+
+    Returns the path of the YAML. Files that are there already are overwritten.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    bodies = Bodies(random.Random(f"{seed}/bodies"))
+    for style, order in zip(STYLES, _orders(seed), strict=True):
+        _write_rows(folder / f"{style.site}.jsonl", site_rows(style, order, bodies, random.Random(f"{seed}/{style.site}")))
+    _write_rows(folder / "test.jsonl", test_rows(bodies, random.Random(f"{seed}/test")))
+    _write_rows(folder / "examples.jsonl", ((text, department) for department, texts in EXAMPLES.items() for text in texts))
+    _write_text(folder / "labels.txt", "".join(f"{department}\n" for department in TOPICS))
+    sites = "\n".join(f"  - {{name: {style.site}, kind: {style.kind}, data: {style.site}.jsonl}}" for style in STYLES)
+    _write_text(folder / "demo.yaml", _YAML.format(seed=seed, sites=sites))
+    return folder / "demo.yaml"
+
+
+class Bodies:
+    """What messages say before a style dresses them. None is given out twice, so no site shares a text with the test set."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._given = {text.casefold() for texts in EXAMPLES.values() for text in texts}
+
+    def draw(self, department: str) -> str:
+        """A new message to ``department``: a topic, one of its templates, its slots."""
+        while True:
+            topic = self._rng.choice(TOPICS[department])
+            body = expand(self._rng.choice(topic.templates), self._rng)
+            if body.casefold() not in self._given:
+                self._given.add(body.casefold())
+                return body
+
+
+def site_rows(style: Style, order: list[str], bodies: Bodies, rng: random.Random) -> Iterator[Row]:
+    """The records of one site; its share of the departments falls along ``order``."""
+    shares = _STRONG_SHARES if style.kind == "gpu" else _WEAK_SHARES
+    for department in rng.choices(order, weights=shares, k=style.records):
+        yield dress(bodies.draw(department), style, rng), department
+
+
+def test_rows(bodies: Bodies, rng: random.Random) -> Iterator[Row]:
+    """The public test set: the departments in equal parts, the sites' styles at random, shuffled."""
+    departments = list(TOPICS) * (TEST_RECORDS // len(TOPICS))
+    rng.shuffle(departments)
+    for department in departments:
+        yield dress(bodies.draw(department), rng.choice(STYLES), rng), department
+
+
+def dress(body: str, style: Style, rng: random.Random) -> str:
+    """The message as a patient of this site would write it: local words, greeting, closing, slips of the keyboard."""
+    for word, local in style.words.items():
+        body = re.sub(rf"\b{re.escape(word)}\b", local, body)
+    text = " ".join(part for part in (rng.choice(style.greetings), body[0].upper() + body[1:], rng.choice(style.closings)) if part)
+    text = " ".join(_slip(word, rng) if rng.random() < style.typos else word for word in text.split(" "))
+    return text.lower() if style.lower_case else text
+
+
+def _slip(word: str, rng: random.Random) -> str:
+    """The word with two neighbouring inner letters swapped, or one left out; short words stay."""
+    if len(word) < 5 or not word.isalpha():
+        return word
+    i = rng.randrange(1, len(word) - 2)
+    return word[:i] + word[i + 1] + (word[i] if rng.random() < 0.6 else "") + word[i + 2 :]
+
+
+def _orders(seed: int) -> Iterator[list[str]]:
+    """For each site the departments, most frequent first. The last site turns the order of the one before it around, so
+    that the two strong sites together see every department."""
+    rng = random.Random(f"{seed}/orders")
+    order = list(TOPICS)
+    for style in STYLES[:-1]:
+        rng.shuffle(order)
+        yield list(order)
+    yield order[::-1]
+
+
+def _write_rows(path: Path, rows: Iterable[Row]) -> None:
+    _write_text(path, "".join(json.dumps({"text": text, "department": department}) + "\n" for text, department in rows))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
