@@ -27,13 +27,14 @@ _QUOTES = "\"'`“”‘’«»„*_"
 class Ask:
     """One completion to ask for: the prompt, the class it is for, and ``propose``, ``vary:<i>`` or ``expand``.
 
-    ``stop``: the strings at which the answer ends.
+    ``stop``: the strings at which the answer ends. ``begin``: the first words of the text, already given in the prompt.
     """
 
     prompt: str
     label: str
     source: str
     stop: tuple[str, ...] = STOP
+    begin: str = ""
 
 
 def propose(task: Task, label: str, examples: Sequence[Record], rng: random.Random) -> Ask:
@@ -57,7 +58,9 @@ def parse(task: Task, ask: Ask, completion: str) -> Record | None:
     """The one record out of a completion, or None if there is none."""
     if not task.labels:
         return _parse_record(task, completion)
-    text = _clean_line(completion.lstrip().split("\n", 1)[0], task)
+    answer = completion if ask.begin else completion.lstrip()
+    line = answer.split("\n", 1)[0]
+    text = _clean_line(ask.begin + line, task) if line.strip() else ""
     return Record(text, ask.label) if text else None
 
 
