@@ -1,0 +1,27 @@
+"""The folder in which this machine keeps models, runs and databases.
+
+Knows where it is (``CAFE_HOME``, else ``~/.cafe``) and that nobody else may read it. Does not know what lies in it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cafe_kit.errors import CafeError
+
+
+def home() -> Path:
+    """The home folder, made with mode 0700 if it is not there.
+
+    Raises:
+        CafeError: CAFE-671, when it cannot be made or written.
+    """
+    path = Path(os.environ.get("CAFE_HOME") or "~/.cafe").expanduser().absolute()
+    try:
+        path.mkdir(parents=True, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise CafeError(
+            "CAFE-671", f"The home folder {path} cannot be used: {error.strerror}.", "Set CAFE_HOME to a folder that you may write."
+        ) from None
+    return path
