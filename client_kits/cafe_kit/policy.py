@@ -1,0 +1,112 @@
+"""What a site allows. The site's admin owns ``policy.toml``; it stands above every order, whoever signed it.
+
+Knows: limits. Does not know what was spent (the ledger says) or how anything is computed.
+To extend: a limit is a field with a default, a line in ``TEMPLATE`` and a check with a code of its own (CAFE-310 to 316).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cafe_kit.errors import CafeError
+from cafe_kit.ledger import Spent, epsilon
+from cafe_kit.orders import Order
+
+TEMPLATE = """\
+# What this site allows. You own this file: no server can change it. It is read at every start of the site.
+
+# Which orders are answered: "hello" (versions), "vote" (stage 1), "train" (stage 2).
+kinds = ["hello", "vote", "train"]
+
+# The most that all answers together, over all runs, may spend: epsilon at this delta, computed by the site from its own
+# ledger. It counts releases with noise (unit: all records of this site). Remove the line "max_epsilon" for no limit.
+max_epsilon = 10.0
+delta = 1e-5
+
+# The least noise, as a multiple of the clip, that a private answer must ask for. 0.0: whatever fits max_epsilon.
+min_noise_multiplier = 0.0
+
+# Whether a run may ask without noise. Such a run carries no formal guarantee and says so on every page.
+allow_without_noise = true
+
+# The most answers to one run.
+max_rounds_per_run = 200
+
+# The fewest records with which this site takes part.
+min_rows = 2
+"""
+
+
+class Policy(BaseModel):
+    """The limits of ``policy.toml``, as read at the site's start. A file that leaves out ``max_epsilon`` sets no limit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    kinds: Annotated[list[Literal["hello", "vote", "train"]], Field(default_factory=lambda: ["hello", "vote", "train"])]
+    max_epsilon: Annotated[float, Field(gt=0)] | None = None
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    min_noise_multiplier: Annotated[float, Field(ge=0)] = 0.0
+    allow_without_noise: bool = True
+    max_rounds_per_run: Annotated[int, Field(ge=1)] = 200
+    min_rows: Annotated[int, Field(ge=1)] = 2
+
+    def check(self, order: Order, spent: Spent) -> None:
+        """Allow ``order``, or say why not. ``spent``: what the ledger would hold after it.
+
+        Raises:
+            CafeError: CAFE-310 kind, CAFE-311 no noise, CAFE-312 too little noise, CAFE-313 budget, CAFE-314 rounds.
+        """
+        ask_admin = "The site's admin decides in policy.toml."
+        if order.kind not in self.kinds:
+            raise CafeError("CAFE-310", f"This site does not answer orders of the kind '{order.kind}'.", ask_admin)
+        if order.kind == "hello":
+            return
+        if order.privacy.mechanism == "none" and not self.allow_without_noise:
+            raise CafeError("CAFE-311", "This site gives nothing out without noise.", "Start a private run, or ask the site's admin.")
+        noise = order.privacy.noise_multiplier
+        if order.privacy.mechanism == "gaussian" and (noise == 0 or noise < self.min_noise_multiplier):
+            raise CafeError("CAFE-312", "The order asks for less noise than this site allows.", ask_admin)
+        if self.max_epsilon is not None and self._over(spent.mu_squared):
+            raise CafeError("CAFE-313", f"This answer would exceed the site's budget, ε {self.max_epsilon:g} at delta {self.delta:g}.",
+                            "The site's admin may raise max_epsilon in policy.toml; what is spent stays spent.")
+        if spent.answers > self.max_rounds_per_run:
+            raise CafeError("CAFE-314", f"This run has asked this site {self.max_rounds_per_run} times, which is the limit.", ask_admin)
+
+    def check_rows(self, rows: int) -> None:
+        """Refuse to take part with too few records; the sentence names the limit, not the count.
+
+        Raises:
+            CafeError: CAFE-315.
+        """
+        if rows < self.min_rows:
+            raise CafeError("CAFE-315", f"The site has fewer than the {self.min_rows} records that its policy wants.",
+                            "Add data, or lower min_rows in policy.toml.")
+
+    def _over(self, mu_squared: Fraction) -> bool:
+        return self.max_epsilon is not None and epsilon(mu_squared, self.delta) > self.max_epsilon
+
+
+def load_policy(path: Path) -> Policy:
+    """Read ``policy.toml``; write it with defaults and comments if it is not there.
+
+    Raises:
+        CafeError: CAFE-316, naming the line or the setting.
+    """
+    try:
+        if not path.exists():
+            path.write_text(TEMPLATE, encoding="utf-8")
+        return Policy.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise CafeError("CAFE-316", f"policy.toml: the setting '{where}' is unknown or not allowed so.",
+                        "Correct it, or remove the file to get the defaults.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        raise CafeError("CAFE-316", "policy.toml is not TOML.", "Correct it, or remove the file to get the defaults.") from None
+    except OSError as error:
+        raise CafeError("CAFE-316", f"policy.toml cannot be read or written ({error.strerror}).",
+                        "Check the rights of the site's folder.") from None
