@@ -10,7 +10,7 @@ import json
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.demo_grammar import EXAMPLES, TOPICS, expand
@@ -23,27 +23,90 @@ _STRONG_SHARES = (16, 14, 12, 11, 10, 9, 8, 7, 5, 4, 2, 2)
 
 @dataclass(frozen=True)
 class Style:
-    """How the patients of one site write. ``typos`` is per word; ``words`` is the local vocabulary."""
+    """How the patients of one site write: ``words`` is the local vocabulary, ``slips`` the share of mistyped words."""
 
     site: str
     kind: str
     records: int
     greetings: tuple[str, ...]
     closings: tuple[str, ...]
-    words: Mapping[str, str] = field(default_factory=dict)
-    typos: float = 0.0
+    words: Mapping[str, str]
+    slips: float = 0.0
     lower_case: bool = False
 
 
 STYLES: tuple[Style, ...] = (
-    Style("riverside", "cpu", 110, ("", "", "hey"), ("", "", "thx"), {"please": "pls", "and": "n", "are": "r", "you": "u"}, 0.06, True),
-    Style("hillcrest", "cpu", 90, ("Dear team,", "Dear Sir or Madam,", ""), ("Kind regards.", "Many thanks.", ""), {"can't": "cannot", "won't": "will not"}),
-    Style("oakdale", "cpu", 140, ("Hi there!", "Hi!", "Hello :)"), ("Thanks a lot!", "Cheers!", ""), {"child": "kid", "very": "super"}, 0.01),
-    Style("lakeview", "cpu", 70, ("",), ("Pls advise.", "Asap.", "", ""), {"appointment": "appt", "tablets": "tabs", "doctor": "dr", "please": "pls"}, 0.03),
-    Style("fernbank", "cpu", 80, ("Good morning,", "Good day,", ""), ("Thank you kindly.", "God bless.", ""), {"phone": "telephone", "app": "application"}),
-    Style("millbrook", "cpu", 120, ("", "Quick question:", "Me again:"), ("", "Ta.", "Let me know."), {"mother": "mum", "father": "dad", "little boy": "lad"}, 0.04),
-    Style("kingsbridge", "gpu", 260, ("Hello,", "Hi,", "", ""), ("Thank you.", "", ""), {"partner": "other half"}, 0.01),
-    Style("stonegate", "gpu", 260, ("", "Hi doc,", "To whom it may concern:"), ("Thanks.", "Best.", "", ""), {"mother": "mom", "jabs": "shots"}, 0.02),
+    Style(
+        "riverside",
+        "cpu",
+        records=110,
+        greetings=("", "", "hey", "hi"),
+        closings=("", "", "thx", "ty"),
+        words={"please": "pls", "and": "n", "are": "r", "you": "u", "tomorrow": "tmrw"},
+        slips=0.06,
+        lower_case=True,
+    ),
+    Style(
+        "hillcrest",
+        "cpu",
+        records=90,
+        greetings=("", "Dear team.", "Dear Sir or Madam."),
+        closings=("", "Kind regards.", "Yours faithfully."),
+        words={"can't": "cannot", "won't": "will not", "I'm": "I am", "haven't": "have not"},
+    ),
+    Style(
+        "oakdale",
+        "cpu",
+        records=140,
+        greetings=("Hi there!", "Hi!", "Hello :)", ""),
+        closings=("Thanks a lot!", "Cheers, sorry for all the questions!", "", ""),
+        words={"my mother": "my mom", "our youngest": "my youngest kid", "our eldest": "my oldest kid"},
+        slips=0.01,
+    ),
+    Style(
+        "lakeview",
+        "cpu",
+        records=70,
+        greetings=("",),
+        closings=("", "", "Pls advise.", "Asap."),
+        words={"appointment": "appt", "tablets": "tabs", "please": "pls", "My": "", "The": "", "I am": "am", "I": ""},
+        slips=0.03,
+    ),
+    Style(
+        "fernbank",
+        "cpu",
+        records=80,
+        greetings=("", "Good morning.", "Good day to you."),
+        closings=("", "Thank you kindly.", "God bless."),
+        words={"phone": "telephone", "jabs": "injections", "this afternoon": "after lunch", "my husband": "my dear husband"},
+    ),
+    Style(
+        "millbrook",
+        "cpu",
+        records=120,
+        greetings=("", "", "Quick question:", "Me again:"),
+        closings=("", "", "Ta.", "Let me know."),
+        words={"mother": "mum", "father": "dad", "my little boy": "our lad", "afternoon": "arvo", "my son": "our lad"},
+        slips=0.04,
+    ),
+    Style(
+        "kingsbridge",
+        "gpu",
+        records=260,
+        greetings=("", "", "Hello.", "Hi."),
+        closings=("", "", "Thank you."),
+        words={"my partner": "my other half", "my grandmother": "gran"},
+        slips=0.01,
+    ),
+    Style(
+        "stonegate",
+        "gpu",
+        records=260,
+        greetings=("", "", "Hi doc.", "To whom it may concern."),
+        closings=("", "", "Thanks.", "Best wishes."),
+        words={"mother": "mom", "jabs": "shots", "please": "kindly", "my little girl": "my girl"},
+        slips=0.02,
+    ),
 )
 
 _YAML = """\
@@ -97,10 +160,10 @@ class Bodies:
         self._given = {text.casefold() for texts in EXAMPLES.values() for text in texts}
 
     def draw(self, department: str) -> str:
-        """A new message to ``department``: a topic, one of its templates, its slots."""
+        """A new message to ``department``: one of its topics, one of the topic's templates, filled in."""
+        templates = self._rng.choice(list(TOPICS[department].values()))
         while True:
-            topic = self._rng.choice(TOPICS[department])
-            body = expand(self._rng.choice(topic.templates), self._rng)
+            body = _sentences(expand(self._rng.choice(templates), self._rng))
             if body.casefold() not in self._given:
                 self._given.add(body.casefold())
                 return body
@@ -125,9 +188,14 @@ def dress(body: str, style: Style, rng: random.Random) -> str:
     """The message as a patient of this site would write it: local words, greeting, closing, slips of the keyboard."""
     for word, local in style.words.items():
         body = re.sub(rf"\b{re.escape(word)}\b", local, body)
-    text = " ".join(part for part in (rng.choice(style.greetings), body[0].upper() + body[1:], rng.choice(style.closings)) if part)
-    text = " ".join(_slip(word, rng) if rng.random() < style.typos else word for word in text.split(" "))
+    text = " ".join((rng.choice(style.greetings), _sentences(body), rng.choice(style.closings))).strip()
+    text = " ".join(_slip(word, rng) if rng.random() < style.slips else word for word in text.split())
     return text.lower() if style.lower_case else text
+
+
+def _sentences(text: str) -> str:
+    """Each sentence with a capital letter at its beginning."""
+    return re.sub(r"(^|[.?!] )\s*([a-z])", lambda match: match[1] + match[2].upper(), text.lstrip())
 
 
 def _slip(word: str, rng: random.Random) -> str:
@@ -143,7 +211,7 @@ def _orders(seed: int) -> Iterator[list[str]]:
     that the two strong sites together see every department."""
     rng = random.Random(f"{seed}/orders")
     order = list(TOPICS)
-    for style in STYLES[:-1]:
+    for _ in STYLES[:-1]:
         rng.shuffle(order)
         yield list(order)
     yield order[::-1]
