@@ -9,12 +9,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from cafe_kit.errors import CafeError
 from cafe_kit.records import DataSource, clean, fingerprint, read
 from cafe_kit.task import Record, Task
+from hypothesis import given
+from hypothesis import strategies as st
 
 ROUTING = Task(kind="classification", description="messages to a clinic", labels=("billing", "cardiology"))
 CHAT = Task(kind="instruction", description="questions")
@@ -67,15 +66,17 @@ def test_instruction_data_with_and_without_input(tmp_path: Path) -> None:
     lines = [{"instruction": "Add.", "input": "1 1", "output": "2"}, {"instruction": "Greet.", "output": "Hi"},
              {"instruction": "Wave.", "input": None, "output": "o/"}, {"instruction": "Say nothing.", "output": " "}]  # fmt: skip
     source = put(tmp_path, "a.jsonl", "\n".join(map(json.dumps, lines)))
-    assert read(source, CHAT) == [Record("Add.\n\n1 1", "2"), Record("Greet.", "Hi"), Record("Wave.", "o/")]
-    assert read(put(tmp_path, "a.csv", "instruction,output\nGreet.,Hi\nWave.,o/\n"), CHAT) == [Record("Greet.", "Hi"), Record("Wave.", "o/")]
+    short = [Record("Greet.", "Hi"), Record("Wave.", "o/")]
+    assert read(source, CHAT) == [Record("Add.\n\n1 1", "2"), *short]
+    assert read(put(tmp_path, "a.csv", "instruction,output\nGreet.,Hi\nWave.,o/\n"), CHAT) == short
 
 
 def test_parquet(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    table = pyarrow.table({"text": ["my heart", "the bill"], "label": pyarrow.array(["cardiology", "billing"]).dictionary_encode(), "n": [1, 2]})
+    labels = pyarrow.array(["cardiology", "billing"]).dictionary_encode()
+    table = pyarrow.table({"text": ["my heart", "the bill"], "label": labels, "n": [1, 2]})
     parquet.write_table(table, tmp_path / "a.parquet")
     assert read(DataSource(tmp_path / "a.parquet"), ROUTING) == TWO
 
@@ -171,7 +172,7 @@ BAD_FILES = {
     "no gzip": ("a.csv.gz", GOOD, "218", "gzip"),
     "no loader": ("a.py", f"x = '{SECRET}'", "215", "no function load()"),
     "loader raises": ("a.py", f"def load():\n    raise KeyError('{SECRET}')", "215", "KeyError"),
-    "loader raises later": ("a.py", f"def load():\n    yield {{'text': 'a', 'label': 'billing'}}\n    raise ValueError('{SECRET}')", "215", "ValueError"),
+    "loader raises later": ("a.py", f"{LOADER}    raise ValueError('{SECRET}')", "215", "ValueError"),
     "loader that exits": ("a.py", f"raise SystemExit('{SECRET}')", "215", "SystemExit"),
     "loader that is no python": ("a.py", f"{SECRET}((", "215", "SyntaxError"),
     "loader of texts": ("a.py", f"def load():\n    return ['{SECRET}']", "215", "Row 1 "),

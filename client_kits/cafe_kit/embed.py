@@ -40,8 +40,8 @@ class Embedder:
         threads: of onnxruntime; 0 is one for each core of the machine.
 
     Raises:
-        CafeError: CAFE-431 (no embedder in the folder), 432 (its files cannot be read), 433 (another kind of model),
-            434 (onnxruntime or tokenizers is not installed).
+        CafeError: CAFE-444 (no embedder in the folder), 445 (its files cannot be read), 446 (another kind of model),
+            447 (onnxruntime or tokenizers is not installed).
     """
 
     def __init__(self, folder: Path, threads: int = 0) -> None:
@@ -59,7 +59,7 @@ class Embedder:
         """Embeddings, (len(texts), dim) float32, each of unit length. Texts are cut after ``max_tokens`` tokens.
 
         Raises:
-            CafeError: CAFE-435 (the model gives vectors that are not finite or not of unit length).
+            CafeError: CAFE-448 (the model gives vectors that are not finite or not of unit length).
         """
         vectors = np.empty((len(texts), self.dim), np.float32)
         keys = [hashlib.sha256(text.encode()).digest() for text in texts]
@@ -89,7 +89,7 @@ class Embedder:
                 mask[line, : len(encoded[row].ids)] = 1
             (vectors[rows],) = self._session.run(["sentence"], {"input_ids": ids, "attention_mask": mask})
         if not np.all(np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-3):  # false for NaN, too
-            raise CafeError("CAFE-435", "The embedder gives vectors that are not finite or not of unit length.",
+            raise CafeError("CAFE-448", "The embedder gives vectors that are not finite or not of unit length.",
                             "Its files may be damaged or of another model; fetch the embedder again.")  # fmt: skip
         return vectors
 
@@ -106,7 +106,7 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 def _config(folder: Path) -> EmbedderConfig:
     missing = [name for name in ("model.onnx", "tokenizer.json") if not (folder / name).is_file()]
     if missing:
-        raise CafeError("CAFE-431", f"The folder '{folder.name}' holds no embedder: {missing[0]} is missing.", "Fetch the embedder again.")
+        raise CafeError("CAFE-444", f"The folder '{folder.name}' holds no embedder: {missing[0]} is missing.", "Fetch the embedder again.")
     try:
         path = folder / "embedder.json"
         return TypeAdapter(EmbedderConfig).validate_json(path.read_bytes()) if path.exists() else EmbedderConfig()
@@ -145,14 +145,14 @@ def _session(folder: Path, threads: int, dim: int) -> Any:
     inputs = {node.name: node.type for node in session.get_inputs()}
     outputs = {node.name: (node.type, node.shape[-1:]) for node in session.get_outputs()}
     if inputs != {"input_ids": "tensor(int64)", "attention_mask": "tensor(int64)"} or outputs != {"sentence": ("tensor(float)", [dim])}:
-        raise CafeError("CAFE-433", f"The file model.onnx is not a sentence embedder with vectors of length {dim}.",
+        raise CafeError("CAFE-446", f"The file model.onnx is not a sentence embedder with vectors of length {dim}.",
                         "Take the embedder that the server exported.")  # fmt: skip
     return session
 
 
 def _damaged(name: str) -> CafeError:
-    return CafeError("CAFE-432", f"The embedder's file {name} cannot be read.", "It may be damaged; fetch the embedder again.")
+    return CafeError("CAFE-445", f"The embedder's file {name} cannot be read.", "It may be damaged; fetch the embedder again.")
 
 
 def _not_installed(package: str) -> CafeError:
-    return CafeError("CAFE-434", f"The package {package} is not installed here.", "Install the kit with: pip install 'cafe-kit[light]'")
+    return CafeError("CAFE-447", f"The package {package} is not installed here.", "Install the kit with: pip install 'cafe-kit[light]'")
