@@ -1,0 +1,247 @@
+"""The command line: ``cafe demo · serve · run · status · stop · resume · approve · reject · export · doctor · clean``.
+
+Knows words and exit codes: 0 done, 1 failed, 2 settings or usage, 5 refused for privacy. What is done lies elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from cafe_kit.errors import CafeError
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from pipeline import launch, watch
+from pipeline.home import home
+from pipeline.settings import RunSettings, load
+from server_store.errors import StoreError
+from server_store.rows import Run
+
+app = typer.Typer(
+    help="Federated LoRA fine-tuning that includes sites without a GPU.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Format(StrEnum):
+    """How to print: for people, or one JSON object for machines."""
+
+    text = "text"
+    json = "json"
+
+
+RunId = Annotated[str, typer.Argument(help="the run's id, as `cafe status` shows it")]
+AsFormat = Annotated[Format, typer.Option("--format", help="text for people, json for machines")]
+Out = Annotated[Path | None, typer.Option("--out", help="put the run's folder here (a new or empty folder)")]
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option(help="of the demo's data and plan", min=0)] = 0,
+    out: Out = None,
+    format: AsFormat = Format.text,
+) -> None:
+    """Run the demo federation on this machine: eight pretend clinics, invented messages, a small real model."""
+    from pipeline.demo import write
+
+    folder = home() / "demo" / f"seed-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    _run(load(write(folder, seed)), out, format)
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="settings, as YAML")],
+    out: Out = None,
+    format: AsFormat = Format.text,
+    check: Annotated[bool, typer.Option("--check", help="check the settings and foresee the privacy cost; start nothing")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="start and return; `cafe status RUN` follows it")] = False,
+) -> None:
+    """Run a federation on this machine, from its settings to its adapter."""
+    settings = load(config)
+    if check:
+        _checked(settings, format)
+        return
+    _run(settings, out, format, detach)
+
+
+@app.command()
+def status(
+    run_id: Annotated[str | None, typer.Argument(help="follow this run; without it, list all")] = None,
+    format: AsFormat = Format.text,
+) -> None:
+    """List the runs, or follow one."""
+    store = launch.store()
+    if format is Format.json:
+        found = [store.run(run_id)] if run_id else store.runs()
+        _print_json([watch.as_json(one) for one in found])
+    elif run_id:
+        _ended(watch.follow(store, run_id, _console), Format.text)
+    else:
+        _console.print(watch.runs_table(store.runs()) if store.runs() else "No runs yet. `cafe demo` starts one.")
+
+
+@app.command()
+def stop(run_id: RunId, now: Annotated[bool, typer.Option("--now", help="do not wait for the end of the round")] = False) -> None:
+    """Stop a run after its round; it can be resumed."""
+    _console.print(launch.stop(run_id, now), highlight=False)
+
+
+@app.command()
+def resume(run_id: RunId, format: AsFormat = Format.text) -> None:
+    """Go on with a run that stopped, failed or lost its worker. Nothing that was done is done again."""
+    launch.resume(run_id)
+    _ended(watch.follow(launch.store(), run_id, _quiet(format)), format)
+
+
+@app.command()
+def approve(run_id: RunId) -> None:
+    """Approve the synthetic set that a run waits for, and go on."""
+    launch.decide(run_id, True, "")
+    resume(run_id)
+
+
+@app.command()
+def reject(run_id: RunId, reason: Annotated[str, typer.Option(help="why; kept with the run")]) -> None:
+    """Reject the synthetic set; the run makes another one, which is charged anew."""
+    launch.decide(run_id, False, reason)
+    resume(run_id)
+
+
+@app.command()
+def export(run_id: RunId, to: Annotated[Path, typer.Option(help="a folder, or the zip's name")] = Path()) -> None:
+    """Write a zip of what a run leaves: results, settings, adapter, synthetic set, ledger, events."""
+    _console.print(str(launch.export(run_id, to.absolute())), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def clean(run_id: RunId, yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False) -> None:
+    """Delete an ended run's folder and rows. What privacy it spent stays in the ledger."""
+    found = launch.store().run(run_id)
+    if not yes and not typer.confirm(f"Delete {found.folder} for good? What privacy it spent is not given back."):
+        raise typer.Exit(1)
+    launch.clean(run_id)
+    _console.print(f"Run {run_id} is deleted; its charges stay in the ledger.", highlight=False)
+
+
+@app.command()
+def doctor(format: AsFormat = Format.text) -> None:
+    """Check this machine: Python, disk, memory, versions, models, store and ledger."""
+    from pipeline.doctor import checks
+
+    found = checks(home())
+    if format is Format.json:
+        _print_json([{"name": one.name, "ok": one.ok, "detail": one.detail, "hint": one.hint} for one in found])
+    else:
+        for one in found:
+            mark = "[green]ok  [/green]" if one.ok else "[red]FAIL[/red]"
+            _console.print(f"{mark} {one.name}: {one.detail}" + ("" if one.ok else f" {one.hint}"), highlight=False)
+    raise typer.Exit(0 if all(one.ok for one in found) else 1)
+
+
+@app.command()
+def serve(port: Annotated[int, typer.Option(help="on 127.0.0.1", min=1, max=65535)] = 8501) -> None:
+    """Open the console in a browser (an early form: it lists the runs)."""
+    page = Path(__file__).resolve().parents[1] / "app" / "console.py"
+    command = [sys.executable, "-m", "streamlit", "run", str(page), "--server.address", "127.0.0.1", "--server.port", str(port)]
+    raise typer.Exit(subprocess.run(command, cwd=page.parents[1], check=False).returncode)
+
+
+def main() -> None:
+    """Entry of ``cafe``: an error that is meant for people is printed as one, never as a traceback."""
+    try:
+        app(standalone_mode=True)
+    except (CafeError, StoreError) as error:
+        if "json" in sys.argv:
+            _print_json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
+        else:
+            _errors.print(
+                f"[bold red]{error.code}[/bold red] {_plain(error.message)} {_plain(error.hint)}", highlight=False, soft_wrap=True
+            )
+        sys.exit(5 if error.code.startswith("CAFE-3") else 2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+_console = Console()
+_errors = Console(stderr=True)
+
+
+def _run(settings: RunSettings, out: Path | None, format: Format, detach: bool = False) -> None:
+    _prepare(settings, format)
+    started = launch.start(settings, out)
+    if format is Format.text:
+        _console.print(f"run {started.id} in {started.folder}", highlight=False, soft_wrap=True)
+    if detach:
+        if format is Format.json:
+            _print_json(watch.as_json(started))
+        return
+    _ended(watch.follow(launch.store(), started.id, _quiet(format)), format)
+
+
+def _prepare(settings: RunSettings, format: Format) -> Any:
+    """Fetch what is missing, with a bar, and refuse what can be refused before anything starts."""
+    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=_quiet(format), transient=True) as bars:
+        bar = bars.add_task("checking", total=1.0)
+        return launch.check(settings, lambda what, share: bars.update(bar, description=what, completed=share))
+
+
+def _checked(settings: RunSettings, format: Format) -> None:
+    made = _prepare(settings, format)
+    told = {
+        "stage1": {"noise_multiplier": made.votes.noise_multiplier, "vote_snr": made.vote_snr} if made.vote_snr is not None else "off",
+        "stage2": {"noise_multiplier": made.deltas.noise_multiplier, "norm_snr": made.norm_snr} if made.norm_snr is not None else "off",
+        "trained_parameters": sum(int(a * b) for a, b in made.trained.values()),
+    }
+    if format is Format.json:
+        _print_json(told)
+    else:
+        _console.print(json.dumps(told, indent=2))
+
+
+def _ended(run: Run, format: Format) -> None:
+    """Say how it ended; raise the exit code that says the same."""
+    file = Path(run.folder) / "results.json"
+    if run.state == "Done":
+        results = json.loads(file.read_text(encoding="utf-8"))
+        if format is Format.json:
+            _print_json(results)
+        else:
+            watch.closing(results, _console)
+        return
+    if format is Format.json:
+        _print_json(watch.as_json(run))
+    elif run.error:
+        error = run.error
+        _errors.print(
+            f"[bold red]{error['code']}[/bold red] {_plain(error['message'])} {_plain(error['hint'])}", highlight=False, soft_wrap=True
+        )
+        _errors.print(f"`cafe resume {run.id}` goes on with it.", highlight=False)
+    else:
+        _console.print(f"Run {run.id}: {run.shown_state}. `cafe resume {run.id}` goes on with it.", highlight=False)
+    code = (run.error or {}).get("code", "")
+    raise typer.Exit(5 if code.startswith("CAFE-3") else 0 if run.state == "Stopped" else 1)
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2))
+
+
+def _quiet(format: Format) -> Console:
+    return _console if format is Format.text else Console(quiet=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Starting, resuming and ending runs, for whoever asks: the command line and the console call the same functions.
+
+Knows folders, the store and how a worker process is started. Does not carry a run, and draws nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+from cafe_kit.errors import CafeError
+
+from pipeline import adapters, models
+from pipeline.fetch import Progress
+from pipeline.home import home
+from pipeline.plan import Plan, plan
+from pipeline.settings import RunSettings, to_yaml
+from server_store.rows import Run
+from server_store.store import Store
+
+_EXPORTED = ("results.json", "config.yaml", "ledger.jsonl", "synthetic", "adapters/final")
+
+
+def store() -> Store:
+    """The store of this home."""
+    return Store(home() / "store.db")
+
+
+def check(settings: RunSettings, progress: Progress | None = None) -> Plan:
+    """Everything that can be refused before a run exists: models, public files, privacy terms, chances.
+
+    Raises:
+        CafeError: with the code of what is wrong; nothing was started.
+    """
+    settings.public_task()
+    settings.test_records()
+    settings.examples()
+    base = models.base_model(settings.base_model, progress)
+    if settings.names("cpu"):
+        models.embedder(settings.embedder, progress)
+    return plan(settings, adapters.schema(base.path, settings.stage2.target_modules, settings.stage2.lora_rank))
+
+
+def start(settings: RunSettings, out: Path | None = None) -> Run:
+    """Create a run and start its worker. Two starts of one name at once give one run: the second is refused.
+
+    Raises:
+        CafeError: CAFE-606 when ``out`` is in use. StoreError: CAFE-654 when a run of this name is active.
+    """
+    run_id = f"{settings.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+    folder = (out or home() / "runs" / run_id).absolute()
+    try:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700)  # of two starts into one folder, one succeeds
+    except OSError as error:
+        raise CafeError(
+            "CAFE-606", f"The run's folder {folder} cannot be used ({error.strerror}).", "Name a new or empty folder with --out."
+        ) from None
+    try:
+        (folder / "config.yaml").write_text(to_yaml(settings), encoding="utf-8")
+        run = store().create_run(run_id, settings.name, folder)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    spawn(run)
+    return run
+
+
+def resume(run_id: str) -> Run:
+    """Go on with a run from where it stopped. A run whose worker lives is left alone."""
+    found = store()
+    run = found.run(run_id)
+    if run.shown_state == "Done":
+        raise CafeError("CAFE-658", f"Run {run_id} is done.", "`cafe run` starts a new one.")
+    if run.active and run.shown_state != "Lost contact" and run.pid is not None:
+        raise CafeError("CAFE-658", f"Run {run_id} is {run.shown_state.lower()} already.", "`cafe status` follows it.")
+    found.queue(run_id)
+    spawn(run)
+    return found.run(run_id)
+
+
+def spawn(run: Run) -> None:
+    """A worker in a session of its own: closing the terminal or the console does not touch it."""
+    logs = Path(run.folder) / "log"
+    logs.mkdir(exist_ok=True, mode=0o700)
+    here = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(part for part in (here, os.environ.get("PYTHONPATH", "")) if part)
+    with (logs / "worker.log").open("ab") as log:
+        subprocess.Popen(
+            [sys.executable, "-m", "pipeline.worker", run.id],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": path},
+        )
+
+
+def stop(run_id: str, now: bool) -> str:
+    """Ask for a stop after the round, or now; ends a run at once whose worker is gone. Returns what was done."""
+    found = store()
+    run = found.run(run_id)
+    if not run.active:
+        return f"Run {run_id} is {run.state.lower()} already."
+    if run.shown_state == "Lost contact" or run.pid is None:
+        found.abandon(run_id)
+        return f"Run {run_id} had no worker any more; it is stopped and can be resumed."
+    found.command(run_id, "stop now" if now else "stop")
+    return f"Run {run_id} stops {'now' if now else 'after this round'}; what privacy it spent stays spent."
+
+
+def decide(run_id: str, approved: bool, reason: str) -> None:
+    """The operator's word on the synthetic set that a run waits for, kept once per attempt."""
+    found = store()
+    run = found.run(run_id)
+    attempt = 1
+    while found.step(run_id, f"stage1/{attempt}/approval"):
+        attempt += 1
+    if not found.step(run_id, f"stage1/{attempt}/synthetic"):
+        raise CafeError("CAFE-659", f"Run {run_id} has no synthetic set that waits for approval.", "`cafe status` shows what it does.")
+    found.save_step(run_id, run.epoch, f"stage1/{attempt}/approval", None, {"approved": approved, "reason": reason})
+
+
+def export(run_id: str, to: Path) -> Path:
+    """A zip of what a run leaves: results, settings, adapter, synthetic set, ledger, events."""
+    found = store()
+    run = found.run(run_id)
+    folder = Path(run.folder)
+    if not (folder / "results.json").exists():
+        raise CafeError("CAFE-660", f"Run {run_id} has no results yet ({run.shown_state}).", "Export it when it is done.")
+    target = to / f"{run_id}.zip" if to.is_dir() else to
+    beside = target.with_name(f".{target.name}.partial")
+    with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in _EXPORTED:
+            path = folder / name
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path] if path.exists() else []:
+                if file.is_file():
+                    archive.write(file, file.relative_to(folder))
+        events = [{"time": e.time, "level": e.level, "site": e.site, "text": e.text} for e in found.events(run_id)]
+        archive.writestr("events.jsonl", "".join(json.dumps(event) + "\n" for event in events))
+    beside.replace(target)
+    return target
+
+
+def clean(run_id: str) -> None:
+    """Delete an ended run: its folder and its rows. Its charges stay in the ledger: privacy is not given back."""
+    found = store()
+    run = found.run(run_id)
+    if run.active and run.shown_state != "Lost contact":
+        raise CafeError("CAFE-658", f"Run {run_id} is {run.shown_state.lower()}.", "Stop it first.")
+    if run.pid and run.shown_state == "Lost contact" and _alive_worker(run):
+        os.killpg(run.pid, signal.SIGKILL)
+    shutil.rmtree(run.folder, ignore_errors=True)
+    found.delete(run_id)
+
+
+def _alive_worker(run: Run) -> bool:
+    """Whether the silent pid is really a worker of this run, and not a stranger with its number."""
+    try:
+        line = Path(f"/proc/{run.pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"pipeline.worker" in line and run.id.encode() in line

@@ -1,0 +1,191 @@
+"""One round with several sites: orders out, bodies in, and the door.
+
+Knows orders, signatures, quorum, deadline and the inbox. Does not know what a vote or an update is. A round closes once:
+which bodies went in is kept before the door sees them, so that a restart releases the same. What comes later is
+deleted unread. Un-noised bodies exist only in the inbox, sealed to the server, and are gone after the release.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from cafe_kit.errors import CafeError
+from cafe_kit.failpoints import failpoint
+from cafe_kit.orders import Blob, Order, PrivacyTerms, TrainParams, Transport, VoteParams, order_hash, sign
+from cafe_kit.release import Box, body_from_bytes
+
+from pipeline.context import RunContext
+from pipeline.sites import Answer, Envelope
+from server_store.rows import OrderRow, Step
+
+Schema = Mapping[str, tuple[tuple[int, ...], str]]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What is asked of a group of sites in one round; all of it public.
+
+    schema: tensor name → (shape, dtype) of a valid body. quorum: valid bodies without which the round does not close.
+    """
+
+    name: str  # where its steps are kept, such as "stage1/1/2/votes"
+    stage: int
+    attempt: int
+    round: int
+    sites: tuple[str, ...]
+    terms: PrivacyTerms
+    params: VoteParams | TrainParams
+    inputs: Mapping[str, tuple[Blob, Path]]
+    schema: Schema
+    quorum: int
+    deadline_s: float
+
+
+@dataclass(frozen=True)
+class _Body:
+    tensors: dict[str, np.ndarray]
+    sha256: str
+    records: int
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The bodies of a closed round: site → tensors, and site → SHA-256 of the sealed body; ``records``: declared sizes."""
+
+    bodies: dict[str, dict[str, np.ndarray]]
+    hashes: dict[str, str]
+    records: dict[str, int]
+
+
+def gather(ctx: RunContext, *rounds: Round) -> list[Gathered]:
+    """Ask all sites of all these rounds at once, wait until all answered or their deadline, close each round.
+
+    Raises:
+        CafeError: CAFE-121 when fewer than ``quorum`` sites sent a valid body; the run can be resumed.
+    """
+    closed = [ctx.step(f"{asked.name}/closed") for asked in rounds]
+    sites = [tuple(done.facts["hashes"]) if done else asked.sites for asked, done in zip(rounds, closed, strict=True)]
+    asked_by = {}
+    envelopes = []
+    for asked, names in zip(rounds, sites, strict=True):
+        for site in names:
+            envelope = _envelope(ctx, asked, site)
+            _note(ctx, envelope.order)
+            envelopes.append(envelope)
+            asked_by[order_hash(envelope.order)] = asked
+    failpoint("round.before_ask")
+    found: dict[str, dict[str, _Body]] = {asked.name: {} for asked in rounds}
+    tell = ctx.progress(rounds[0].name)
+    for number, answer in enumerate(ctx.sites.ask(envelopes), start=1):
+        asked = asked_by[order_hash(answer.order)]
+        body = _receive(ctx, asked, answer)
+        if body is not None:
+            found[asked.name][answer.order.site] = body
+        tell(number, len(envelopes))
+        ctx.may_stop()
+    failpoint("round.after_gather")
+    return [_close(ctx, asked, done, found[asked.name]) for asked, done in zip(rounds, closed, strict=True)]
+
+
+def _note(ctx: RunContext, order: Order) -> None:
+    row = OrderRow(order_hash(order), order.site, order.stage, order.attempt, order.round, order.kind, "sent", None, "", "", {}, 0.0, None)
+    ctx.store.order_sent(ctx.run, ctx.epoch, row)
+
+
+def _close(ctx: RunContext, asked: Round, closed: Step | None, found: Mapping[str, _Body]) -> Gathered:
+    """Fix which bodies went in. A round that was closed before must find the same bodies again."""
+    hashes = {site: found[site].sha256 for site in sorted(found)}
+    if closed and hashes != closed.facts["hashes"]:
+        raise CafeError(
+            "CAFE-122", "A closed round cannot be repeated: a site no longer has what it sent.", "Start the stage anew; it is charged anew."
+        )
+    if len(found) < asked.quorum:
+        raise CafeError(
+            "CAFE-121",
+            f"{len(found)} of {len(asked.sites)} sites answered with a valid body; {asked.quorum} are needed ({_reasons(ctx, asked)}).",
+            "Mend the sites or lower the quorum, then resume the run.",
+        )
+    if not closed:
+        ctx.keep(f"{asked.name}/closed", hashes=hashes)
+        failpoint("round.after_closed")
+    return Gathered({site: found[site].tensors for site in hashes}, hashes, {site: found[site].records for site in hashes})
+
+
+def empty_inbox(ctx: RunContext) -> None:
+    """Delete every body of the rounds so far, read or unread: after a release nothing un-noised stays here."""
+    for path in (ctx.folder / "inbox").glob("*"):
+        path.unlink(missing_ok=True)
+
+
+def _envelope(ctx: RunContext, asked: Round, site: str) -> Envelope:
+    order = Order(
+        run=ctx.run,
+        stage=asked.stage,
+        attempt=asked.attempt,
+        round=asked.round,
+        site=site,
+        task=ctx.plan.task,
+        privacy=asked.terms,
+        inputs={name: blob for name, (blob, _) in asked.inputs.items()},
+        params=asked.params,
+    )
+    inbox = ctx.folder / "inbox"
+    inbox.mkdir(exist_ok=True, mode=0o700)
+    transport = Transport({name: str(path) for name, (_, path) in asked.inputs.items()}, str(inbox / order_hash(order)), asked.deadline_s)
+    return Envelope(order, sign(order, ctx.keys.signing), transport)
+
+
+def _receive(ctx: RunContext, asked: Round, answer: Answer) -> _Body | None:
+    """A valid body; None, noted with the reason, for anything else."""
+    order, hash_ = answer.order, order_hash(answer.order)
+    try:
+        if answer.reply is None or answer.reply.status != "ok":
+            raise CafeError(answer.code or "CAFE-123", answer.sentence or "The site gave no answer.", "")
+        body, sha256 = _open(ctx, asked, answer)
+    except CafeError as error:
+        refused = answer.reply is not None and answer.reply.status == "refused"
+        state = "refused" if refused else "late" if error.code == "CAFE-124" else "failed"
+        ctx.store.order_ended(ctx.run, ctx.epoch, hash_, state, code=error.code, sentence=error.message)
+        ctx.say(f"{order.kind} of round {order.round}: {error.code} {error.message}", level="warning", site=order.site)
+        (ctx.folder / "inbox" / hash_).unlink(missing_ok=True)
+        return None
+    numbers = answer.reply.numbers
+    shown = {"seconds_load": numbers.seconds_load, "seconds_work": numbers.seconds_work, "seconds_release": numbers.seconds_release}
+    if not ctx.store.order_ended(ctx.run, ctx.epoch, hash_, "answered", body=sha256, numbers=shown):
+        ctx.say("two different bodies for one order; the first counts", level="error", site=order.site)
+        return None
+    return _Body(body, sha256, numbers.records or 0)
+
+
+def _open(ctx: RunContext, asked: Round, answer: Answer) -> tuple[dict[str, np.ndarray], str]:
+    """Hash, seal, gate: the body's tensors. The hash in the signed reply binds the site to these bytes."""
+    assert answer.reply is not None
+    promised = answer.reply.outputs.get("body")
+    path = ctx.folder / "inbox" / order_hash(answer.order)
+    limit = 2 * sum(8 * int(np.prod(shape)) for shape, _ in asked.schema.values()) + 1_000_000
+    if promised is None or promised.size > limit:
+        raise CafeError("CAFE-460", "The reply names no body, or one of an impossible size.", "")
+    try:
+        data = path.read_bytes() if path.stat().st_size == promised.size else b""
+    except OSError:
+        raise CafeError("CAFE-461", "The body is not in the inbox.", "") from None
+    if hashlib.sha256(data).hexdigest() != promised.sha256:
+        raise CafeError("CAFE-462", "The body is not the one that the reply names (hash or size differ).", "")
+    if answer.order.privacy.trust == "server" or answer.order.privacy.mechanism == "none":
+        data = Box.open(data, ctx.keys.sealing, order_hash(answer.order).encode())
+    return body_from_bytes(data, dict(asked.schema)), promised.sha256
+
+
+def _reasons(ctx: RunContext, asked: Round) -> str:
+    rows = ctx.store.orders(ctx.run, asked.stage, asked.attempt, asked.round)
+    told = [f"{row.site}: {row.code} {row.sentence}" for row in rows if row.site in asked.sites and row.state != "answered"]
+    return "; ".join(told) or "no answer"
+
+
+def total(gathered: Gathered, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Site → one vector: the named tensors end to end, in the given order."""
+    return {site: np.concatenate([body[name].ravel() for name in names]) for site, body in gathered.bodies.items()}

@@ -1,0 +1,323 @@
+"""The process that carries one run from start to end, and on from where it stopped: ``python -m pipeline.worker RUN``.
+
+Knows the order of the phases and how a run ends. Resume is the same code as start: what is durable is not done again.
+One worker per run (a lock on the run's folder, and a fence in the store); no process that it started outlives it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psutil
+from cafe_kit.errors import CafeError
+from cafe_kit.failpoints import failpoint
+from cafe_kit.orders import PROTOCOL, HelloParams, Order, PrivacyTerms, Transport, sign
+from cafe_kit.task import Record
+
+from pipeline import adapters, models, results, synthesis, tuning
+from pipeline.context import Completes, RunContext, ServesAdapters, Stopped
+from pipeline.generator import Generator, ModelServer
+from pipeline.home import home
+from pipeline.keys import server_keys
+from pipeline.plan import plan
+from pipeline.privacy import PrivacyDoor
+from pipeline.settings import RunSettings, load
+from pipeline.sites import Envelope, Host, LocalSites
+from server_store.blobs import Blobs
+from server_store.errors import StoreError
+from server_store.ledger import Ledger
+from server_store.store import Store
+
+_BEAT_S = 2.0
+_TRAINING_BYTES = 2 * 2**30  # what one training process of the default model may take, with reserve
+
+
+class LazyModels:
+    """Our model server, started when first asked; stage 1 may use another server (``stage1.generator``)."""
+
+    def __init__(self, stack: ExitStack, settings: RunSettings, folder: Path, adapter_root: Path, dtype: str) -> None:
+        self._stack, self._settings, self._folder, self._adapters, self._dtype = stack, settings, folder, adapter_root, dtype
+        self._server: Any = None
+
+    @property
+    def base(self) -> str:
+        return str(self._started().model)
+
+    def generator(self) -> Completes:
+        other = self._settings.stage1.generator
+        if other is None:
+            return self._started().generator()  # type: ignore[no-any-return]
+        return Generator(other.url, os.environ.get(other.api_key_env, ""), other.model)
+
+    def scorer(self) -> ServesAdapters:
+        return self._started().scorer()  # type: ignore[no-any-return]
+
+    def _started(self) -> Any:
+        if self._server is None:
+            self._adapters.mkdir(parents=True, exist_ok=True)
+            named = os.environ.get("CAFE_MODELS")  # tests: tiny models in this place, by the launching environment alone
+            module, _, name = (named or "").partition(":")
+            kind: Callable[..., Any] = getattr(importlib.import_module(module), name) if named else ModelServer
+            self._server = self._stack.enter_context(kind(self._folder, adapters=self._adapters, dtype=self._dtype))
+        return self._server
+
+
+class Machine:
+    """How much of this machine a run uses; chosen once per run from ``settings.machine``, cores and memory."""
+
+    def __init__(self, settings: RunSettings) -> None:
+        asked, cores = settings.machine, os.cpu_count() or 1
+        room = max(1, psutil.virtual_memory().total // 2 // _TRAINING_BYTES)
+        self.slots = asked.compute_slots or max(1, min(cores if cores <= 4 else cores // 4, room))
+        self.threads = asked.threads or max(1, cores // self.slots)
+        self.resident = asked.resident or max(self.slots, min(room, len(settings.sites) + self.slots))
+        self.all_threads = self.slots * self.threads
+        self.dtype = asked.dtype if asked.dtype != "auto" else ("bfloat16" if _native_bfloat16() else "float32")
+
+    def facts(self) -> dict[str, Any]:
+        return {"slots": self.slots, "threads": self.threads, "resident": self.resident, "dtype": self.dtype}
+
+
+def _native_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself; emulated, it is slower than float32. A GPU does."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags or Path("/dev/nvidiactl").exists()
+
+
+class Heart:
+    """Beats in the store while the worker lives, and hears the operator. Stops the process when it was overtaken."""
+
+    def __init__(self, path: Path, run: str, epoch: int) -> None:
+        self.command: str | None = None
+        self._path, self._run, self._epoch = path, run, epoch
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        store = Store(self._path)
+        while not self._over.wait(_BEAT_S):
+            try:
+                self.command = store.heartbeat(self._run, self._epoch)
+                if self.command == "stop now":
+                    store.set_state(self._run, self._epoch, "Stopping")
+            except StoreError:
+                os._exit(3)  # another worker has the run
+            except Exception:
+                continue  # a busy disk: the next beat tells
+
+
+def carry(run_id: str) -> int:
+    """Carry a run; returns the process's exit code: 0 done or stopped, 1 failed, 3 another worker has it."""
+    where = home()
+    store = Store(where / "store.db")
+    run = store.run(run_id)
+    folder = Path(run.folder)
+    with (folder / "worker.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return 3
+        epoch = store.claim(run_id, os.getpid())
+        failpoint("worker.claimed")
+        heart = Heart(where / "store.db", run_id, epoch)
+        state, error = "Done", None
+        try:
+            with ExitStack() as stack:
+                _carry(stack, store, run_id, epoch, folder, where, heart)
+        except Stopped:
+            state = "Stopped"
+            store.event(run_id, "stopped by the operator; it can be resumed")
+        except (CafeError, StoreError) as known:
+            state, error = "Failed", {"code": known.code, "message": known.message, "hint": known.hint}
+        except Exception as unknown:
+            (folder / "log").mkdir(exist_ok=True)
+            with (folder / "log" / "worker.log").open("a", encoding="utf-8") as log:
+                traceback.print_exc(file=log)
+            error = {
+                "code": "CAFE-690",
+                "message": f"The worker met something unforeseen ({type(unknown).__name__}).",
+                "hint": "log/worker.log in the run's folder says more; resume the run when it is mended.",
+            }
+            state = "Failed"
+        finally:
+            heart.stop()
+        if error:
+            store.event(run_id, f"{error['code']} {error['message']}", level="error")
+        store.finish(run_id, epoch, state, error)
+    return 0 if state != "Failed" else 1
+
+
+def _carry(stack: ExitStack, store: Store, run_id: str, epoch: int, folder: Path, where: Path, heart: Heart) -> None:
+    ctx, machine, ledger = _context(stack, store, run_id, epoch, folder, where, heart)
+    with ctx.timed("start"):
+        _seat_sites(ctx)
+        _greet(ctx)
+    tuning.score(ctx, 0, "zero_shot", 0, None)
+    attempt, synthetic = _synthetic(ctx, ledger)
+    adapter = tuning.run(ctx, attempt, synthetic, machine.slots, machine.dtype, machine.all_threads)
+    failpoint("worker.before_results")
+    with ctx.timed("save"):
+        results.write(ctx, attempt, synthetic, adapter, ledger)
+    ctx.say("done: the adapter is ready")
+
+
+def _synthetic(ctx: RunContext, ledger: Ledger) -> tuple[int, list[Record]]:
+    """The approved synthetic set and its attempt; none without weak sites. A rejected set is made again, charged anew."""
+    attempt = 1
+    while ctx.settings.names("cpu"):
+        synthetic = synthesis.run(ctx, attempt)
+        results.save_synthetic(ctx, attempt, synthetic, results.privacy_statement(ctx, ledger))
+        word = ctx.step(f"stage1/{attempt}/approval")
+        if ctx.settings.stage1.approve == "automatic" or (word and word.facts["approved"]):
+            return attempt, synthetic
+        if word is None:
+            ctx.say("the synthetic set waits for the operator: `cafe approve RUN` or `cafe reject RUN --reason ...`")
+            raise Stopped
+        attempt += 1
+    return attempt, []
+
+
+def _context(
+    stack: ExitStack, store: Store, run_id: str, epoch: int, folder: Path, where: Path, heart: Heart
+) -> tuple[RunContext, Machine, Ledger]:
+    settings = load(folder / "config.yaml")
+    store.set_progress(run_id, "models", 0, 0)
+    told = lambda what, share: store.set_progress(run_id, what, int(1000 * share), 1000)  # noqa: E731
+    base = models.base_model(settings.base_model, told)
+    embedder = models.embedder(settings.embedder, told) if settings.names("cpu") else None
+    made = plan(settings, adapters.schema(base.path, settings.stage2.target_modules, settings.stage2.lora_rank))
+    machine = Machine(settings)
+    ledger = Ledger(where / "ledger.db")
+    door = PrivacyDoor(ledger, folder / "releases")
+    door.recover()
+    keys: dict[str, str] = {step.name.removeprefix("site/"): step.facts["key"] for step in store.steps(run_id, "site/")}
+    tell = lambda site, phase, done, of: None  # noqa: E731
+    sites = stack.enter_context(
+        LocalSites(folder / "log", threads=machine.threads, slots=machine.slots, resident=machine.resident, keys=keys, on_progress=tell)
+    )
+    ctx = RunContext(
+        run=run_id,
+        folder=folder,
+        home=where,
+        settings=settings,
+        plan=made,
+        store=store,
+        epoch=epoch,
+        blobs=Blobs(folder / "blobs"),
+        door=door,
+        keys=server_keys(where),
+        sites=sites,
+        models=LazyModels(stack, settings, base.path, folder / "adapters", machine.dtype),
+        base_model=base,
+        embedder=embedder,
+        command=lambda: heart.command,
+        site_keys=keys,
+    )
+    _freeze(ctx, machine)
+    return ctx, machine, ledger
+
+
+def _freeze(ctx: RunContext, machine: Machine) -> None:
+    """What must not change between a crash and a resume: kept at the first start, compared at every later one."""
+    wanted = {
+        "base_model": ctx.base_model.sha256,
+        "embedder": ctx.embedder.sha256 if ctx.embedder else None,
+        "settings": ctx.settings.model_dump_json(),
+        "protocol": PROTOCOL,
+        "dtype": machine.dtype,
+    }
+    step = ctx.keep("frozen", None, **wanted)
+    changed = [key for key, value in wanted.items() if step.facts.get(key) != value]
+    if changed:
+        raise CafeError(
+            "CAFE-657", f"The run cannot go on: {', '.join(changed)} changed since it began.", "Restore it, or start a new run."
+        )
+    ctx.keep("machine", None, **machine.facts())
+
+
+def _seat_sites(ctx: RunContext) -> None:
+    """Make this machine's sites known, each a process with a home of its own that outlives the run (its ledger does)."""
+    for site in ctx.settings.sites:
+        source = ctx.settings.source(site)
+        seat_home = ctx.home / "sites" / ctx.settings.name / site.name
+        _first_policy(seat_home)
+        ctx.sites.add(
+            Host(
+                site.name,
+                (
+                    {
+                        "site": site.name,
+                        "kind": site.kind,
+                        "home": str(seat_home),
+                        "data": {"path": str(source.path), "format": source.format, "columns": dict(source.columns)},
+                        "server": {"verify_key": ctx.keys.verify_hex, "seal_key": ctx.keys.seal_hex},
+                    },
+                ),
+            )
+        )
+
+
+def _first_policy(seat_home: Path) -> None:
+    """A site of this machine has no other owner than the operator: no limit until he writes one; the ledger counts all."""
+    seat_home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    policy = seat_home / "policy.toml"
+    if not policy.exists():
+        policy.write_text(
+            "# Limits of this site; docs/privacy.md explains them. Without max_epsilon there is no limit.\n# max_epsilon = 10.0\n",
+            encoding="utf-8",
+        )
+
+
+def _greet(ctx: RunContext) -> None:
+    """Every site says that it is there and can read its data. A site that cannot at the start ends the start, by name."""
+    envelopes = []
+    for site in ctx.settings.sites:
+        order = Order(
+            run=ctx.run,
+            stage=1,
+            attempt=1,
+            round=0,
+            site=site.name,
+            task=ctx.plan.task,
+            privacy=PrivacyTerms("none"),
+            inputs={},
+            params=HelloParams(),
+        )
+        envelopes.append(Envelope(order, sign(order, ctx.keys.signing), Transport({}, str(ctx.folder / "inbox" / "hello"), 300.0)))
+    tell = ctx.progress("sites")
+    for number, answer in enumerate(ctx.sites.ask(envelopes), start=1):
+        tell(number, len(envelopes))
+        if answer.reply is None or answer.reply.status != "ok":
+            raise CafeError(
+                answer.code or "CAFE-123",
+                f"Site {answer.order.site!r}: {answer.sentence}",
+                "Mend the site's data or settings, then resume the run.",
+            )
+        ctx.keep(f"site/{answer.order.site}", None, key=ctx.site_keys[answer.order.site])
+
+
+def main() -> None:
+    """Entry of the process."""
+    os.umask(0o077)
+    sys.exit(carry(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()
