@@ -40,7 +40,7 @@ class RealEngine:
     """The kit's own functions with one embedder and one base model resident.
 
     Args:
-        threads: CPU threads for training where the order leaves the choice (0: the library's own choice).
+        threads: CPU threads of the embedder, and of training where the order leaves the choice (0: the library's own choice).
     """
 
     def __init__(self, threads: int = 0) -> None:
@@ -54,7 +54,7 @@ class RealEngine:
 
         if self._embedder is None or self._embedder[0] != embedder:
             self._embedder = None  # the old one goes before the new one comes
-            self._embedder = embedder, Embedder(embedder)
+            self._embedder = embedder, Embedder(embedder, self._threads)
         return vote(params, task, records, candidates, self._embedder[1])
 
     def train(self, params: TrainParams, task: Task, base_model: Path, adapter: Mapping[str, np.ndarray],

@@ -2,9 +2,10 @@
 
 Knows: lines, the end of input, what a process must do to leave nothing behind. Does not know what an order asks for.
 In:  ``{"id": n, "orders": [{"order": ..., "signature": ..., "transport": ...}, ...]}``
-Out: ``{"id": 0, "ready": {site: its public key}}`` once, ``{"id": n, "progress": {"site", "phase", "done", "of"}}``, and
-``{"id": n, "reply": ..., "signature": ...}`` once per order. What libraries print goes to standard error. The end of
-input ends the process at once, in the middle of whatever it does: everything that counts is durable before it is told.
+Out: ``{"id": 0, "ready": {site: its public key}}`` once (or ``{"id": 0, "failed": {"code", "sentence"}}``, and the end),
+     ``{"id": n, "progress": {"site", "phase", "done", "of"}}``, and ``{"id": n, "reply": ..., "signature": ...}`` per order.
+What libraries print goes to standard error. The end of input ends the process at once, in the middle of whatever it
+does: everything that counts is durable before it is told.
 """
 
 from __future__ import annotations
@@ -95,6 +96,8 @@ def _leave_nothing_behind() -> None:
     """No core dumps, files for this user only, and no life after the process that started this one."""
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches whole groups; the end of input is what ends this process
+    sys.excepthook = lambda kind, *_: print(f"the site's process ended with {kind.__name__}", file=sys.stderr)  # no text: it may quote
     parent = os.getppid()
     # The kernel sends the signal already when the *thread* that started us ends; only a changed parent counts.
     signal.signal(signal.SIGUSR1, lambda *_: os._exit(0) if os.getppid() != parent else None)
@@ -121,17 +124,22 @@ def main(arguments: list[str]) -> int:
     try:
         config = load_host_config(json.loads(Path(arguments[0]).read_bytes()))
         host = Host([Seat(seat) for seat in config.seats], _engine(config.threads), out)
-    except (OSError, ValueError, IndexError):
-        print("CAFE-136 The site's configuration file is missing or not JSON. Make the kit again.", file=sys.stderr)
-        return 2
     except CafeError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return _cannot_start(out, error)
+    except (OSError, ValueError, IndexError):
+        return _cannot_start(out, CafeError("CAFE-136", "The site's configuration file is missing or not JSON.", "Make the kit again."))
     try:
         host.serve(lines)
     except BrokenPipeError:
         os._exit(0)
     return 0
+
+
+def _cannot_start(out: BinaryIO, error: CafeError) -> int:
+    print(error, file=sys.stderr)
+    out.write(json.dumps({"id": 0, "failed": {"code": error.code, "sentence": error.message}}).encode() + b"\n")
+    out.flush()
+    return 2
 
 
 if __name__ == "__main__":

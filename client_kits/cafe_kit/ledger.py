@@ -102,9 +102,13 @@ class SiteLedger:
         self._answers: Counter[str] = Counter()  # per run
         self._mu_squared = Fraction(0)
         self._head = GENESIS
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._read_on()
-        if len(self._charges) != len(list(folder.glob("[0-9]*.json"))):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            last = max((int(path.stem) for path in folder.glob(8 * "[0-9]" + ".json")), default=0)
+            self._read_on()
+        except OSError as error:
+            raise _disk(error) from None
+        if len(self._charges) < last:  # the chain ends before its end
             raise _broken(len(self._charges) + 1)
 
     @property
@@ -175,8 +179,7 @@ class SiteLedger:
         except FileExistsError:
             pass
         except OSError as error:
-            raise CafeError("CAFE-135", f"The site's ledger cannot be written ({error.strerror}), so nothing was sent.",
-                            "Free disk space or move the site's folder to a disk that allows hard links.") from None
+            raise _disk(error) from None
         finally:
             beside.unlink(missing_ok=True)
 
@@ -228,3 +231,8 @@ def _from_bytes(data: bytes, seq: int) -> Charge:
 def _broken(seq: int) -> CafeError:
     return CafeError("CAFE-318", f"The site's ledger does not hold together at charge {seq}: a file was changed, removed or added.",
                      "Restore the ledger folder from a backup; until then this site answers nothing.")
+
+
+def _disk(error: OSError) -> CafeError:
+    return CafeError("CAFE-135", f"The site's ledger cannot be read or written ({error.strerror}), so nothing was sent.",
+                     "Free disk space, or move the site's folder to a disk that allows hard links.")

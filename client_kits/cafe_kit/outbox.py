@@ -14,6 +14,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -52,7 +53,22 @@ class Outbox:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise _disk(error) from None
+
+    def answered(self) -> list[str]:
+        """The hashes of all orders that have an answer."""
+        return [path.parent.name for path in self._folder.glob("*/reply.json")]
+
+    def begin(self, order_hash: str) -> None:
+        """Make the order's folder, durably, *before* it is charged: a charge without a folder then means that the answer was lost."""
+        try:
+            (self._folder / order_hash).mkdir(mode=0o700, exist_ok=True)
+            sync_folder(self._folder)
+        except OSError as error:
+            raise _disk(error) from None
 
     def find(self, order_hash: str) -> Sealed | None:
         """The answer to this order, if there is one."""
@@ -71,17 +87,24 @@ class Outbox:
         return Sealed(reply, str(kept["signature"]), body)
 
     def recover(self, order_hash: str) -> Draft | None:
-        """What a crash left of this order: half-written files go, a whole body is returned to be answered with."""
+        """What a crash left of a charged order: half-written files go, a whole body is returned to be answered with.
+
+        None: nothing was ready, hence nothing was sent, and the answer may be computed (again).
+        """
         folder = self._folder / order_hash
+        if not folder.is_dir():
+            raise _lost()
         for path in _files(folder):
             if path.name not in ("draft.json", "reply.json") and not _is_whole(path):
                 path.unlink(missing_ok=True)
         bodies = [path for path in _files(folder) if _BODY.fullmatch(path.name)]
-        draft = folder / "draft.json"
-        if not bodies or not draft.exists():
+        if not bodies:
             return None
         blob = Blob(sha256=bodies[0].name.removeprefix("body."), size=bodies[0].stat().st_size)
-        return Draft(blob, Numbers(**json.loads(draft.read_bytes())["numbers"]))
+        try:
+            return Draft(blob, Numbers(**json.loads((folder / "draft.json").read_bytes())["numbers"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            raise _lost() from None
 
     def put_body(self, order: Order, order_hash: str, body: bytes, numbers: Numbers) -> Draft:
         """Make ``body`` durable under its hash, with the figures of its reply before it."""
@@ -89,8 +112,6 @@ class Outbox:
         draft = {"release_id": order.release_id, "numbers": asdict(numbers)}
         blob = Blob(sha256=hashlib.sha256(body).hexdigest(), size=len(body))
         try:
-            folder.mkdir(mode=0o700, exist_ok=True)
-            sync_folder(self._folder)
             _write_whole(folder / "draft.json", json.dumps(draft).encode())
             seal_file(folder / f"body.{blob.sha256}", body)
         except OSError as error:
@@ -142,18 +163,17 @@ class Outbox:
 
     def forget(self, order: Order) -> None:
         """Drop the bodies of rounds of the same stage that are older than the one before ``order``'s; replies and hashes stay."""
-        for folder in self._folder.iterdir():
-            if _is_older(folder, order):
-                for path in _files(folder):
-                    if path.name != "reply.json":
-                        path.unlink()
+        for draft in self._folder.glob("*/draft.json"):
+            with suppress(OSError, ValueError, KeyError):  # a folder that another process is tidying, or a damaged one
+                if (draft.parent / "reply.json").exists() and _is_older(json.loads(draft.read_bytes())["release_id"], order):
+                    for path in _files(draft.parent):
+                        if path.name != "reply.json":
+                            path.unlink()
 
 
-def _is_older(folder: Path, order: Order) -> bool:
-    """Whether ``folder`` answers the same run and stage, two rounds back or more, and is complete."""
-    if not (folder / "reply.json").exists() or not (folder / "draft.json").exists():
-        return False
-    run, stage, attempt, round_, *_ = json.loads((folder / "draft.json").read_bytes())["release_id"].split("/")
+def _is_older(release_id: str, order: Order) -> bool:
+    """Whether the release is of the same run and stage and two rounds back or more, or of an earlier attempt."""
+    run, stage, attempt, round_, *_ = release_id.split("/")
     return (run, int(stage)) == (order.run, order.stage) and (int(attempt), int(round_)) < (order.attempt, order.round - 1)
 
 

@@ -68,7 +68,7 @@ class Seat:
     """A site: its data, its key, its policy, its ledger, its outbox.
 
     Raises:
-        CafeError: at birth, CAFE-133, 134 (home), 316 (policy), 318 (ledger): a site in doubt answers nothing.
+        CafeError: at birth, CAFE-133 to 135 (home), 316 (policy), 318, 319 (ledger): a site in doubt answers nothing.
     """
 
     def __init__(self, config: SeatConfig) -> None:
@@ -77,6 +77,9 @@ class Seat:
         self._policy = load_policy(self._home.folder / "policy.toml")
         self._ledger = SiteLedger(self._home.folder / "ledger")
         self._outbox = Outbox(self._home.folder / "outbox")
+        if not all(self._ledger.has(answered) for answered in self._outbox.answered()):
+            raise CafeError("CAFE-319", "The site's outbox holds an answer that its ledger does not know: the ledger was set back.",
+                            "Restore the newest copy of the ledger folder; until then this site answers nothing.")
         self._source = config.source()
         self._server = Ed25519PublicKey.from_public_bytes(bytes.fromhex(config.server.verify_key))
         self._seal_to = X25519PublicKey.from_public_bytes(bytes.fromhex(config.server.seal_key))
@@ -151,12 +154,12 @@ class Seat:
 
     def _sealed_before(self, work: Work) -> Sealed | None:
         """The answer that this order already has, also one that a crash left one step before its end."""
-        sealed = self._outbox.find(work.hash)
-        draft = None if sealed else self._outbox.recover(work.hash)
-        if (sealed or draft) and not self._ledger.has(work.hash):
-            raise CafeError("CAFE-319", "The site's outbox holds an answer that its ledger does not know: the ledger was set back.",
-                            "Restore the newest copy of the ledger folder; until then this site answers nothing.")
-        return self._complete(work, draft) if draft else sealed
+        if not self._ledger.has(work.hash):
+            return None
+        if (sealed := self._outbox.find(work.hash)) is not None:
+            return sealed
+        draft = self._outbox.recover(work.hash)
+        return self._complete(work, draft) if draft else None
 
     def _load(self, work: Work) -> None:
         """Records and inputs, everything checked, before any work."""
@@ -184,6 +187,7 @@ class Seat:
             flat = np.concatenate([result[name].astype(np.float64).ravel() for name in sorted(result)])
             most = params.max_votes_per_candidate if isinstance(params, VoteParams) else None
             arrays = {"q": release.bound(release.to_grid(flat, terms.grid), terms, most)}
+        self._outbox.begin(work.hash)
         failpoint("site.before_charge")
         self._ledger.charge(work.order, work.hash, self._policy.check)
         failpoint("site.after_charge")
@@ -213,12 +217,17 @@ def answer_many(requests: Iterable[Request], engine: Engine, progress: Progress)
     outcomes = {index: _guarded(ask, partial(ask.seat.admit, ask.order, ask.signature, ask.transport)) for index, ask in enumerate(asked)}
     answers = {index: outcome for index, outcome in outcomes.items() if not isinstance(outcome, Work)}
     works = {index: outcome for index, outcome in outcomes.items() if isinstance(outcome, Work)}
-    for group in _groups(works):
+    waiting = _groups(works)
+    while waiting:
+        group = waiting.pop(0)
         began = time.monotonic()
         try:
             results = _compute([works[index] for index in group], engine, progress)
         except Exception as error:
-            answers |= {index: asked[index].seat.refuse(asked[index].order, error) for index in group}
+            if len(group) > 1:  # one site's failure is not the others'
+                waiting = [[index] for index in group] + waiting
+            else:
+                answers[group[0]] = asked[group[0]].seat.refuse(asked[group[0]].order, error)
             continue
         seconds = time.monotonic() - began
         for index in group:

@@ -25,7 +25,7 @@ class SiteHome:
     """A site's own folder, mode 0700, made when it is not there.
 
     Raises:
-        CafeError: CAFE-133 when the folder cannot be made or others can read it; CAFE-134 when its key is unreadable.
+        CafeError: CAFE-133 when the folder cannot be made or others can read it; CAFE-134 when its key cannot be read or made.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,13 +48,13 @@ class SiteHome:
 
     def _own_key(self) -> Ed25519PrivateKey:
         path = self.folder / "site.key"
-        if not path.exists():
-            self._make_key(path)
         try:
+            if not path.exists():
+                self._make_key(path)
             return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text().strip()))
         except (OSError, ValueError):
-            raise CafeError("CAFE-134", "The site's key file cannot be read.",
-                            "Restore site.key from a backup; with a new key the site has to join again.") from None
+            raise CafeError("CAFE-134", "The site's key file cannot be read or made.",
+                            "Check the folder's rights and space. If it was damaged, restore site.key from a backup; with a new key the site has to join again.") from None
 
     def _make_key(self, path: Path) -> None:
         beside = path.with_name(f".site.key.{os.getpid()}")
