@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from server_store.chain import (
     ENTRY,
@@ -225,8 +226,7 @@ class Ledger:
             rows = db.execute(f"""SELECT e.seq, r.*, COALESCE(l.state, s.state, e.state), s.sha256, s.size, e.time, e.hash FROM releases r
                 JOIN entries e ON e.rid = r.rid AND e.state = 'reserved' LEFT JOIN entries s ON s.rid = r.rid AND s.state = 'sealed'
                 LEFT JOIN entries l ON l.rid = r.rid AND l.state = 'lost' {where} ORDER BY e.seq""", values).fetchall()
-        return [LedgerRelease(*public, json.loads(terms), json.loads(inputs), state, sha, size, time, hash_)
-                for *public, terms, inputs, state, sha, size, time, hash_ in rows]
+        return [_release(row) for row in rows]
 
     @contextmanager
     def _connection(self, begin: str) -> Iterator[sqlite3.Connection]:
@@ -262,3 +262,8 @@ def _same(known: Json, asked: Json) -> None:
     if known["inputs"] != asked["inputs"]:
         raise LedgerError("CAFE-663", f"The inputs of release {known['rid']} were frozen when it was charged, and these are others.",
                           "Repeat the release with the bodies that were frozen, or start a new attempt, which is charged anew.")
+
+
+def _release(row: tuple[Any, ...]) -> LedgerRelease:
+    *public, terms, inputs, state, sha256, size, time, hash_ = row
+    return LedgerRelease(*public, json.loads(terms), json.loads(inputs), state, sha256, size, time, hash_)  # type: ignore[call-arg]
