@@ -119,6 +119,8 @@ task:
   label: department
   labels: labels.txt
   examples: examples.jsonl
+  text_name: Message
+  answer_name: Department
 base_model: smollm2-135m-instruct
 sites:
 {sites}
