@@ -12,7 +12,7 @@ import pytest
 from cafe_kit.errors import CafeError
 from cafe_kit.records import DataSource, clean, fingerprint, read
 from cafe_kit.task import Record, Task
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 ROUTING = Task(kind="classification", description="messages to a clinic", labels=("billing", "cardiology"))
@@ -187,6 +187,19 @@ def test_bad_file(tmp_path: Path, name: str, content: str | bytes, code: str, wo
     error = refused(put(tmp_path, name, content))
     assert error.code == f"CAFE-{code}"
     assert words in error.message
+
+
+some_bytes = st.binary(max_size=60) | st.text('",;{}[]:\n\rtextlabe ').map(str.encode)
+
+
+@given(st.sampled_from(["a.csv", "a.jsonl", "a.csv.gz", "a.parquet"]), some_bytes)
+@example("a.parquet", b"PAR1PAR1")
+def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, name: str, content: bytes) -> None:
+    for data in (content, b"text,label\n" + content, gzip.compress(content)):
+        try:
+            read(put(tmp_path_factory.getbasetemp(), name, data), ROUTING)
+        except CafeError as error:
+            assert error.code.startswith("CAFE-2")
 
 
 def test_missing_column_names_the_columns_but_a_first_record_is_not_shown(tmp_path: Path) -> None:
