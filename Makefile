@@ -31,12 +31,12 @@ demo: $(STAMP)
 	$(BIN)/cafe demo
 
 test: $(STAMP) system
-	$(PYTEST) -n 2 -m "$(QUICK)"
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m "$(QUICK)"
 	$(BIN)/python -m pipeline.models
 	$(PYTEST) -m "(heavy or system) and not soak"
 
 check: $(STAMP)
-	$(PYTEST) -q -n 2 -m "$(QUICK)"
+	OMP_NUM_THREADS=1 $(PYTEST) -q -n 2 -m "$(QUICK)"
 
 soak: $(STAMP)
 	$(BIN)/python -m pipeline.models
@@ -59,8 +59,8 @@ $(STAMP): requirements.txt pyproject.toml client_kits/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Café au Lait needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)" if sys.version_info < (3, 11) else 0)'
 	@if [ -e .venv/.unfinished ]; then rm -rf .venv; fi
 	@echo "Setting up .venv (once; a few minutes and about 3 GB)"
+	@mkdir -p .venv && touch .venv/.unfinished
 	@$(PYTHON) -m venv .venv || { echo "Python could not make .venv; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
-	@touch .venv/.unfinished
 	@{ $(if $(TORCH),$(PIP) install "$$(grep '^torch==' requirements.txt)" --index-url https://download.pytorch.org/whl/$(TORCH) &&) \
 	  $(PIP) install -r requirements.txt && $(PIP) check; } \
 	  || { echo; echo "Set-up stopped: pip could not install everything; its reason is above. Check the network and the disk, then run the same command again."; exit 1; }
