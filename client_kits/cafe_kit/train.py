@@ -1,0 +1,169 @@
+"""Stage 2 at a site, and for a proxy on the server: local LoRA training on one or several shards.
+
+Knows: records as token ids, batches, AdamW. Does not know where records come from, privacy, or what becomes of the delta.
+The same order and the same records give the same bytes on one machine: every choice is drawn from (seed, round, site).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from cafe_kit.base_model import BaseModel
+from cafe_kit.errors import CafeError
+from cafe_kit.orders import TrainParams
+from cafe_kit.task import Record, Task
+
+MAX_GRADIENT_NORM = 1.0  # every step's gradient is clipped to this L2 norm over all trained tensors
+MAX_WEIGHT = 1e4  # a trained weight beyond this is no adapter any more
+PASS_TOKENS = 512  # padded tokens in one pass with gradients; a larger batch is several passes, summed
+_PASS_COST = 32  # what one more pass costs, in tokens
+_WINDOW = 16  # batches among which records are exchanged to bring similar lengths together
+Pair = tuple[list[int], list[int]]
+
+
+def train(params: TrainParams, task: Task, base: BaseModel, adapter: Mapping[str, np.ndarray], shards: Mapping[str, Sequence[Record]],
+          progress: Callable[[str, int, int], None], round: int = 0) -> dict[str, dict[str, np.ndarray]]:
+    """Train each shard from the same adapter; the base model is shared.
+
+    Args:
+        adapter: PEFT names to float32 tensors; where every shard starts.
+        shards: site to its records. A shard's result does not depend on the other shards.
+        progress: called with (site, steps done, steps).
+        round: part of what batches are drawn from.
+
+    Returns:
+        Site to {tensor name: float32 delta, after minus before}, for the trained tensors only (``params.trained``).
+
+    Raises:
+        CafeError: CAFE-401 (no records), CAFE-402 (answer too long for the model), CAFE-403 (diverged), CAFE-404
+            (adapter and order do not fit), CAFE-436 and CAFE-437 (adapter does not fit the base model).
+    """
+    if params.threads:
+        torch.set_num_threads(params.threads)
+    if any(tensor.shape[0] != params.lora_rank for name, tensor in adapter.items() if name.endswith("lora_A.weight")):
+        raise CafeError("CAFE-404", "The adapter does not have the rank that the order names.", "Start the round again.")
+    deltas = {}
+    try:
+        for site, records in shards.items():
+            base.set_adapter(adapter, params.lora_alpha)
+            pairs = encode(records, task, base, params.max_tokens)
+            trained = _trained(params, base)
+            _run(params, base, trained, batches(pairs, params, f"{params.seed}/{round}/{site}"),
+                 lambda step, site=site: progress(site, step, params.steps))
+            deltas[site] = _delta(trained, adapter)
+    finally:
+        base.set_adapter(None)
+    return deltas
+
+
+def encode(records: Sequence[Record], task: Task, base: BaseModel, max_tokens: int) -> list[Pair]:
+    """Token ids of prompt and answer (with end-of-text) of each record; the prompt gives way, the answer never."""
+    if not records:
+        raise CafeError("CAFE-401", "There are no records to train on.", "Check the site's data file and its columns.")
+    pairs = []
+    for record in records:
+        answer = [*base.encode_answer(task.completion(record.answer)), base.eos]
+        prompt = cut_middle(base.encode_prompt(task.prompt(record.text)), max(8, max_tokens - len(answer)))
+        if len(prompt) + len(answer) > max(max_tokens, base.max_positions):
+            raise CafeError("CAFE-402", "An answer is longer than the base model can read; answers are never cut.",
+                            "Leave such records out, or choose a base model with a longer context.")
+        pairs.append((prompt, answer))
+    return pairs
+
+
+def cut_middle(ids: list[int], length: int) -> list[int]:
+    """At most ``length`` tokens: the middle goes, the beginning and the end stay."""
+    if len(ids) <= length:
+        return ids
+    head = (length + 1) // 2
+    return ids[:head] + ids[len(ids) - (length - head):]
+
+
+def batches(pairs: Sequence[Pair], params: TrainParams, seed: str) -> Iterator[list[Pair]]:
+    """``steps`` batches. Records come in shuffled epochs, end on end; inside a window of batches they are sorted by
+    length and cut into batches, which are then shuffled: little padding, no preference for any length."""
+    chance, order = random.Random(seed), []
+    while len(order) < params.steps * params.batch_size:
+        epoch = list(range(len(pairs)))
+        chance.shuffle(epoch)
+        order += epoch
+    size, window = params.batch_size, _WINDOW * params.batch_size
+    order = order[: params.steps * size]
+    for start in range(0, len(order), window):
+        near = sorted(order[start : start + window], key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
+        cut = [near[at : at + size] for at in range(0, len(near), size)]
+        chance.shuffle(cut)
+        for batch in cut:
+            yield [pairs[i] for i in batch]
+
+
+def passes(batch: Sequence[Pair]) -> list[list[Pair]]:
+    """The batch, sorted by length, in the consecutive parts that cost least: padded tokens, plus a little for each pass."""
+    rows = sorted(batch, key=lambda pair: len(pair[0]) + len(pair[1]))
+    lengths = [len(prompt) + len(answer) for prompt, answer in rows]
+    best: list[tuple[float, int]] = [(0.0, 0)]  # for the first n rows: least cost, and where their last part begins
+    for end in range(1, len(rows) + 1):
+        costs = []
+        for start in range(end):
+            tokens = lengths[end - 1] * (end - start)
+            if tokens <= PASS_TOKENS or start == end - 1:
+                costs.append((best[start][0] + tokens + _PASS_COST, start))
+        best.append(min(costs))
+    parts, end = [], len(rows)
+    while end:
+        start = best[end][1]
+        parts.append(rows[start:end])
+        end = start
+    return parts
+
+
+def _trained(params: TrainParams, base: BaseModel) -> dict[str, torch.nn.Parameter]:
+    names = {"A+B": ("lora_A.weight", "lora_B.weight"), "B": ("lora_B.weight",)}[params.trained]
+    trained = {name: tensor for name, tensor in base.adapters.parameters().items() if name.endswith(names)}
+    if not trained:
+        raise CafeError("CAFE-404", "The adapter has no tensors to train.", "Start the round again.")
+    for tensor in trained.values():
+        tensor.requires_grad_(True)
+    return trained
+
+
+def _run(params: TrainParams, base: BaseModel, trained: Mapping[str, torch.nn.Parameter], stream: Iterator[list[Pair]],
+         progress: Callable[[int], None]) -> None:
+    """AdamW steps over the stream: linear warm-up, then a constant rate; the loss is the mean over a batch's answer tokens."""
+    weights = list(trained.values())
+    optimizer = torch.optim.AdamW(weights, lr=params.learning_rate, weight_decay=params.weight_decay, fused=True)
+    for step, batch in enumerate(stream, start=1):
+        optimizer.param_groups[0]["lr"] = params.learning_rate * min(1.0, step / (params.warmup_steps + 1))
+        loss = backward(base, batch)
+        norm = torch.nn.utils.clip_grad_norm_(weights, MAX_GRADIENT_NORM, foreach=True)
+        if not (math.isfinite(loss) and math.isfinite(float(norm))):
+            raise _diverged()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+        progress(step)
+    if not all(bool((tensor.detach().abs() <= MAX_WEIGHT).all()) for tensor in weights):
+        raise _diverged()
+
+
+def backward(base: BaseModel, batch: Sequence[Pair]) -> float:
+    """Add the gradient of the batch's mean answer loss to the trained tensors; returns that loss."""
+    tokens = sum(len(answer) for _, answer in batch)
+    total = 0.0
+    for part in passes(batch):
+        loss = base.answer_nll(part).sum() / tokens
+        loss.backward()
+        total += float(loss.detach())
+    return total
+
+
+def _diverged() -> CafeError:
+    return CafeError("CAFE-403", "Training diverged: its numbers grew beyond all bounds.", "Lower learning_rate, or add warmup_steps.")
+
+
+def _delta(trained: Mapping[str, torch.nn.Parameter], adapter: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().cpu().numpy() - np.asarray(adapter[name], dtype=np.float32) for name, tensor in trained.items()}
