@@ -24,7 +24,7 @@ QUICK := not heavy and not system and not soak
 .DELETE_ON_ERROR:
 
 run: $(STAMP)
-	$(BIN)/streamlit run app/console.py
+	$(BIN)/cafe serve
 
 demo: $(STAMP)
 	$(BIN)/python -m pipeline.models
