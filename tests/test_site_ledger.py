@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from tests.fakes import BY_SERVER, NO_NOISE, TASK, VOTE
 
+ROOT = Path(__file__).parents[1]
 ANYTHING = Policy(max_rounds_per_run=10_000)
 
 
@@ -116,11 +117,13 @@ RACER = """
 import sys
 from pathlib import Path
 from cafe_kit.ledger import SiteLedger
-from tests.test_site_ledger import ANYTHING, charge, order
+from cafe_kit.orders import Order, order_hash
+from tests.fakes import BY_SERVER, TASK, VOTE
 ledger = SiteLedger(Path(sys.argv[1]))
 sys.stdin.readline()
 for n in range(int(sys.argv[2]), int(sys.argv[3])):
-    charge(ledger, order(n))
+    order = Order(run="run", stage=1, attempt=1, round=n, site="north", task=TASK, privacy=BY_SERVER, inputs={}, params=VOTE)
+    ledger.charge(order, order_hash(order), lambda *_: None)
 """
 
 
@@ -128,7 +131,7 @@ def test_four_processes_lose_and_double_nothing(tmp_path):
     folder = tmp_path / "ledger"
     ranges = [(0, 25), (0, 25), (10, 35), (30, 45)]  # the same charges from several sides, and others
     racers = [
-        subprocess.Popen([sys.executable, "-c", RACER, str(folder), str(low), str(high)], stdin=subprocess.PIPE, text=True)
+        subprocess.Popen([sys.executable, "-c", RACER, str(folder), str(low), str(high)], stdin=subprocess.PIPE, text=True, cwd=ROOT)
         for low, high in ranges
     ]
     for racer in racers:

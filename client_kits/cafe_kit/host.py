@@ -22,7 +22,7 @@ import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from cafe_kit.engine import Engine, RealEngine
 from cafe_kit.errors import CafeError
@@ -42,7 +42,7 @@ class Host:
         self._first, self._engine, self._out = seats[0], engine, out
         self._told: dict[str, float] = {}
 
-    def serve(self, lines: queue.Queue[bytes]) -> None:
+    def serve(self, lines: queue.Queue[bytes]) -> NoReturn:
         """Answer line after line; the reader thread ends the process."""
         self._say({"id": 0, "ready": {site: seat.verify_key for site, seat in self._seats.items()}})
         while True:
@@ -115,8 +115,8 @@ def _engine(threads: int) -> Engine:
     return engine
 
 
-def main(arguments: list[str]) -> int:
-    """Serve the seats of a configuration file; returns only when it cannot start."""
+def main(arguments: list[str]) -> NoReturn:
+    """Serve the seats of a configuration file until the input ends; exit status 2 when it cannot start."""
     out = _claim_stdout()
     _leave_nothing_behind()
     lines: queue.Queue[bytes] = queue.Queue()
@@ -125,22 +125,22 @@ def main(arguments: list[str]) -> int:
         config = load_host_config(json.loads(Path(arguments[0]).read_bytes()))
         host = Host([Seat(seat) for seat in config.seats], _engine(config.threads), out)
     except CafeError as error:
-        return _cannot_start(out, error)
+        _cannot_start(out, error)
     except (OSError, ValueError, IndexError):
-        return _cannot_start(out, CafeError("CAFE-136", "The site's configuration file is missing or not JSON.", "Make the kit again."))
+        _cannot_start(out, CafeError("CAFE-136", "The site's configuration file is missing or not JSON.", "Make the kit again."))
     try:
         host.serve(lines)
     except BrokenPipeError:
         os._exit(0)
-    return 0
 
 
-def _cannot_start(out: BinaryIO, error: CafeError) -> int:
+def _cannot_start(out: BinaryIO, error: CafeError) -> NoReturn:
     print(error, file=sys.stderr)
     out.write(json.dumps({"id": 0, "failed": {"code": error.code, "sentence": error.message}}).encode() + b"\n")
     out.flush()
-    return 2
+    sys.stderr.flush()
+    os._exit(2)  # at a usual exit the interpreter stumbles over the thread that is reading
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

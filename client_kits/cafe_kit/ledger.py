@@ -144,7 +144,7 @@ class SiteLedger:
         """What will have been spent once ``order`` is charged; the same if it was already.
 
         Raises:
-            CafeError: CAFE-317 when another order was already charged for the same release.
+            CafeError: CAFE-317 when another order was already charged for the same release, CAFE-312 without noise.
         """
         self._read_on()
         if order_hash in self._by_order:
@@ -159,7 +159,7 @@ class SiteLedger:
         """Record the cost of ``order``, durably, once; ``check`` (the policy) is asked again on what is then the end of the chain.
 
         Raises:
-            CafeError: what ``check`` raises, CAFE-317, CAFE-318, CAFE-135.
+            CafeError: what ``check`` raises, CAFE-312, CAFE-317, CAFE-318, CAFE-135.
         """
         while not self.has(order_hash):
             check(order, self.after(order, order_hash))
@@ -205,6 +205,8 @@ def _charge(order: Order, order_hash: str, seq: int, prev: str) -> Charge:
     """The entry for ``order``; its cost in integers of the grid, so that sums are exact whatever the order."""
     terms, private = order.privacy, order.privacy.mechanism == "gaussian"
     clip, sigma = (clip_steps(terms), sigma_steps(terms)) if private else (0, 0)
+    if private and sigma == 0:
+        raise CafeError("CAFE-312", "The order asks for a private answer without noise, which has no finite cost.", "Choose an epsilon.")
     return Charge(seq=seq, prev=prev, order_hash=order_hash, release_id=order.release_id, stage=order.stage, mechanism=terms.mechanism,
                   trust=terms.trust, unit=terms.unit, clip_steps=clip, sigma_steps=sigma,
                   mu_squared=(clip**2, sigma**2) if private else None, time=datetime.now(UTC).isoformat(timespec="seconds"))

@@ -54,7 +54,7 @@ class SiteHome:
             return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text().strip()))
         except (OSError, ValueError):
             raise CafeError("CAFE-134", "The site's key file cannot be read or made.",
-                            "Check the folder's rights and space. If it was damaged, restore site.key from a backup; with a new key the site has to join again.") from None
+                            "Check the folder's rights and space; if the key was damaged, restore site.key from a backup.") from None
 
     def _make_key(self, path: Path) -> None:
         beside = path.with_name(f".site.key.{os.getpid()}")
