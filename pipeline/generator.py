@@ -204,7 +204,7 @@ class Scorer:
         return table.reshape(len(prompts), len(options))
 
     def answer_losses(self, model: str, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
-        """For each (prompt, answer): summed negative log-likelihood of the answer (n,) in nats, and its tokens (n,)."""
+        """For each (prompt, answer): summed negative log-likelihood of answer and end-of-text (n,) in nats; tokens (n,)."""
         answer = self._server.post("/cafe/answer_losses", {"model": model, "pairs": [list(pair) for pair in pairs]})
         return np.asarray(answer["losses"], dtype=np.float64), np.asarray(answer["tokens"], dtype=np.int64)
 
@@ -288,6 +288,11 @@ class ModelServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """Of the server's process; 0 before the start."""
+        return self._process.pid if self._process else 0
 
     def died(self) -> CafeError | None:
         """Why the process is gone, though nobody stopped it; None while it runs."""

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from cafe_kit.errors import CafeError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.served_model import Sampling, Text
 
-Texts = Annotated[list[str], Field(min_length=1, max_length=4096)]
+MAX_ROWS = 4096  # texts in one request
+Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_ROWS)]
 NewTokens = Annotated[int, Field(ge=1, le=8192)]
 
 
@@ -58,6 +59,12 @@ class Completion(Generation):
     @property
     def prompts(self) -> list[str]:
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+    @model_validator(mode="after")
+    def _few_enough(self) -> Completion:
+        if len(self.prompts) * self.n > MAX_ROWS:
+            raise ValueError(f"more than {MAX_ROWS} texts in one request")
+        return self
 
 
 class Message(Request):
@@ -100,7 +107,7 @@ class Pairs(Request):
     """POST /cafe/answer_losses: n (prompt, answer) -> ``{"losses": (n,), "tokens": (n,)}``."""
 
     model: str
-    pairs: Annotated[list[Annotated[list[str], Field(min_length=2, max_length=2)]], Field(min_length=1, max_length=4096)]
+    pairs: Annotated[list[Annotated[list[str], Field(min_length=2, max_length=2)]], Field(min_length=1, max_length=MAX_ROWS)]
 
 
 R = TypeVar("R", bound=Request)

@@ -52,6 +52,10 @@ class Turns:
         self.changed = threading.Condition()
         self._queue: deque[Job] = deque()
 
+    def __len__(self) -> int:
+        """Jobs that compute or wait."""
+        return len(self._queue)
+
     @contextmanager
     def turn(self, job: Job) -> Iterator[None]:
         self._take(job)
