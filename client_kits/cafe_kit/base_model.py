@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cafe_kit import decode
+from cafe_kit import attention, decode
 from cafe_kit.errors import CafeError
 from cafe_kit.label_tree import LabelTree
 from cafe_kit.lora import Adapters
@@ -38,6 +38,7 @@ class BaseModel:
         self.eos = _first(tokenizer.eos_token_id, model.config.eos_token_id)
         self.pad = _first(tokenizer.pad_token_id, self.eos)
         self.adapters = Adapters(model)
+        attention.use(model)
         self._positions: torch.Tensor | None = None
         model.get_output_embeddings().register_forward_pre_hook(self._gather)
 
@@ -207,7 +208,7 @@ def _load_model(folder: Path, dtype: torch.dtype) -> Any:
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False,
-            attn_implementation="sdpa", output_loading_info=True)
+            output_loading_info=True)
     except Exception:
         raise CafeError("CAFE-435", "The base model's weights could not be read; a file is damaged or missing.", "Fetch the model again.") from None
     if info["missing_keys"] or info["mismatched_keys"]:
