@@ -12,7 +12,7 @@ from cafe_kit.errors import CafeError
 from cafe_kit.orders import PrivacyTerms
 from cafe_kit.task import Task
 
-from pipeline import privacy
+from pipeline import accounting
 from pipeline.adapters import Shapes, parameters, trained
 from pipeline.settings import RunSettings
 
@@ -50,12 +50,12 @@ def plan(settings: RunSettings, shapes: Shapes) -> Plan:
     votes = deltas = _OFF
     vote_snr = norm_snr = None
     if asked.stage1 and weak:
-        votes = privacy.calibrate(asked.stage1.epsilon, asked.stage1.delta, settings.stage1.rounds, settings.stage1.clip_norm, trust)
+        votes = accounting.calibrate(asked.stage1.epsilon, asked.stage1.delta, settings.stage1.rounds, settings.stage1.clip_norm, trust)
         kept = len(task.classes) * settings.stage1.survivors_per_label
-        vote_snr = privacy.vote_snr(len(weak), kept, votes, settings.stage1.rounds)
+        vote_snr = accounting.vote_snr(len(weak), kept, votes, settings.stage1.rounds)
     if asked.stage2 and strong:
-        deltas = privacy.calibrate(asked.stage2.epsilon, asked.stage2.delta, settings.stage2.rounds, settings.stage2.clip_norm, trust)
-        norm_snr = privacy.norm_snr(len(strong), parameters(sent), deltas, settings.stage2.rounds)
+        deltas = accounting.calibrate(asked.stage2.epsilon, asked.stage2.delta, settings.stage2.rounds, settings.stage2.clip_norm, trust)
+        norm_snr = accounting.norm_snr(len(strong), parameters(sent), deltas, settings.stage2.rounds)
     made = Plan(task, votes, deltas, vote_snr, norm_snr, shapes, sent)
     if not asked.accept_noise:
         _refuse_noise(made, settings)

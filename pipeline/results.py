@@ -13,7 +13,7 @@ from typing import Any
 
 from cafe_kit.task import Record
 
-from pipeline import privacy, tuning
+from pipeline import accounting, tuning
 from pipeline.context import RunContext
 from server_store.blobs import write_whole
 from server_store.ledger import Ledger
@@ -50,11 +50,12 @@ def write(ctx: RunContext, attempt: int, synthetic: Sequence[Record], adapter: S
 
 
 def privacy_statement(ctx: RunContext, ledger: Ledger) -> dict[str, Any]:
-    """Per stage what was spent, with unit, trust, adjacency and δ; "off" for a stage without noise."""
-    asked = ctx.settings.privacy
-    return privacy.run_statement(
-        ledger.charges(run=ctx.run), {1: asked.stage1.delta if asked.stage1 else None, 2: asked.stage2.delta if asked.stage2 else None}
-    )
+    """Per stage what was spent, with unit, trust, adjacency and δ, or "off"; per site; and the maximum over sites."""
+    asked = {1: ctx.settings.privacy.stage1, 2: ctx.settings.privacy.stage2}
+    found = accounting.run_statement(ledger, ctx.run, {stage: part.delta for stage, part in asked.items() if part})
+    stages = {f"stage{stage}": found["stages"].get(str(stage), {}) for stage in asked}
+    shown = {stage: part if "epsilon" in part else "off" for stage, part in stages.items()}
+    return {**shown, **{key: found[key] for key in ("maximum", "sites", "sites_without_guarantee")}}
 
 
 def seconds(ctx: RunContext) -> dict[str, float]:

@@ -1,0 +1,115 @@
+"""Kill -9 at any point, then go on: no round lost, no second charge, no second body, the same adapter, no orphans.
+
+Real worker and kit processes, a real store, a real ledger; tiny fakes in place of the models. What is checked is seen
+from outside: the ledger's file, the sites' outboxes, the process table.
+"""
+
+import os
+import random
+from collections import Counter
+
+import pytest
+
+from tests.federation import Federation
+
+FAILPOINTS = (
+    "worker.claimed", "worker.after_candidates", "round.before_ask", "round.after_gather", "round.after_closed",
+    "door.before_reserve", "door.after_reserve", "door.after_draw", "seal.before_write", "seal.half_written", "seal.before_rename",
+    "seal.after_rename", "door.after_seal", "door.after_mark", "round.after_release", "worker.after_adapter", "worker.before_results",
+    "site.before_work", "site.before_charge", "site.after_charge", "site.after_seal", "site.before_publish", "site.after_publish",
+)  # fmt: skip
+PRIVATE = {"privacy": {"epsilon": 8, "delta": 1e-5, "accept_noise": True}}
+
+
+def killed_and_resumed(folder, kills, rng, **settings):
+    """A run that is killed ``kills`` times, at named failpoints and at random times, then carried to its end."""
+    federation = Federation(folder, **settings)
+    run = federation.create()
+    seen = set()
+    fired = Counter()
+    for number in range(kills):
+        if number % 4 == 3:
+            code = federation.work(run, kill_after_s=rng.uniform(0.5, 4.0))
+            fired["random time"] += code != 0
+        else:
+            name = FAILPOINTS[(number - number // 4) % len(FAILPOINTS)]
+            before = federation.store.run(run).epoch
+            code = federation.work(run, failpoint=f"{name}:{rng.choice((1, 1, 2))}", CAFE_TINY_SECONDS="0.01")
+            # a failpoint in a site kills the site, which the worker starts again; one in the worker kills the worker
+            fired[name] += code == -9 or any(federation.folder.glob("once-*"))
+            assert federation.store.run(run).epoch == before + 1
+        for once in federation.folder.glob("once-*"):
+            once.unlink()
+        assert federation.wait_for_no_processes(), "an orphan survived its worker"
+        seen |= federation.bodies(run)
+        if federation.store.run(run).state == "Done":
+            break
+    if federation.store.run(run).state != "Done":
+        assert federation.work(run) == 0, federation.store.run(run).error
+    assert federation.wait_for_no_processes()
+    return federation, run, seen | federation.bodies(run), fired
+
+
+def check_invariants(federation, run, seen):
+    settings_rounds = {1: 3, 2: 4}
+    assert federation.store.run(run).state == "Done"
+    assert [score["round"] for score in federation.results(run)["rounds"]] == [1, 2, 3, 4]
+    releases = federation.ledger.releases(run)
+    assert Counter(row.stage for row in releases) == settings_rounds  # no round lost, none twice
+    assert {row.state for row in releases} == {"sealed"}
+    charges = Counter((charge.site, charge.stage) for charge in federation.ledger.charges(run=run))
+    assert charges == {**{(f"weak{n}", 1): 3 for n in range(3)}, **{(f"strong{n}", 2): 4 for n in range(2)}}
+    federation.ledger.verify()
+    bodies = Counter(name for name, _ in seen)
+    assert max(bodies.values()) == 1, f"two bodies for one release: {[n for n, k in bodies.items() if k > 1]}"
+    inbox = list((federation.home / "runs" / run / "inbox").glob("*"))
+    assert not inbox, "bodies stayed in the inbox"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    federation = Federation(tmp_path_factory.mktemp("calm") / "f")
+    run = federation.create()
+    assert federation.work(run) == 0
+    return federation.adapter(run)
+
+
+def test_ten_kills_without_noise_end_on_the_same_adapter(tmp_path, undisturbed):
+    federation, run, seen, fired = killed_and_resumed(tmp_path / "f", 10, random.Random(1))
+    check_invariants(federation, run, seen)
+    assert federation.adapter(run) == undisturbed
+    assert sum(fired.values()) >= 6, fired
+
+
+def test_ten_kills_with_noise_charge_once_and_keep_one_body(tmp_path):
+    federation, run, seen, fired = killed_and_resumed(tmp_path / "f", 10, random.Random(2), **PRIVATE)
+    check_invariants(federation, run, seen)
+    assert sum(fired.values()) >= 6, fired
+    epsilon = federation.results(run)["privacy"]["maximum"]["epsilon"]
+    assert 7.0 < epsilon <= 8.0
+
+
+def test_two_workers_at_once_give_one(tmp_path):
+    import subprocess
+    import sys
+
+    from tests.federation import ROOT
+
+    federation = Federation(tmp_path / "f")
+    run = federation.create()
+    command = [sys.executable, "-m", "pipeline.worker", run]
+    workers = [subprocess.Popen(command, env=federation.environment | {"CAFE_TINY_SECONDS": "0.05"}, cwd=ROOT) for _ in range(3)]
+    codes = sorted(worker.wait(timeout=200) for worker in workers)
+    assert codes == [0, 3, 3]
+    assert federation.store.run(run).epoch == 1
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(int(os.environ.get("CAFE_SOAK_RUNS", "10"))))
+def test_soak_twenty_kills_a_run(tmp_path, seed, undisturbed):
+    rng = random.Random(f"soak/{seed}")
+    private = PRIVATE if seed % 2 else {}
+    federation, run, seen, _ = killed_and_resumed(tmp_path / "f", 20, rng, **private)
+    check_invariants(federation, run, seen)
+    if not private:
+        assert federation.adapter(run) == undisturbed
