@@ -67,7 +67,8 @@ def to_grid(x: NDArray[np.floating | np.integer], grid: int) -> Steps:
     Raises:
         CafeError: CAFE-303 for NaN, Inf or a number of 2**53 steps and more.
     """
-    scaled = np.asarray(x, dtype=np.float64) * grid
+    with np.errstate(over="ignore"):
+        scaled = np.asarray(x, dtype=np.float64) * grid
     if not np.isfinite(scaled).all():
         raise CafeError("CAFE-303", "A contribution holds NaN or infinite numbers, so it was not released.",
                         "Lower the learning rate; nothing was sent.")
