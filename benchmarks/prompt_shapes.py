@@ -1,0 +1,387 @@
+"""Compares ways of asking a language model for synthetic text, by measurement on a public corpus.
+
+The corpus is a laboratory (``benchmarks/laboratory.py``): it judges fidelity, votes for the survivors that are varied and
+tests what was made. The generator sees only the task's description, its labels and invented examples. Either ``--data``
+FOLDER with CLINC150's files (banking domain, the examples below), or ``--config`` with a run's YAML::
+
+    python -m benchmarks.prompt_shapes --data CLINC_FOLDER --shapes list_three,chat_plain --temperature 0.7 --show 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cafe_kit.embed import Embedder
+from cafe_kit.records import read
+from cafe_kit.task import Record, Task
+
+from benchmarks.laboratory import Laboratory, read_corpus
+from pipeline import models, prompts, settings
+from pipeline.generator import Generator, ModelServer
+from pipeline.prompts import Ask
+
+INVENTED = {  # three a class, written for this file
+    "account_blocked": (
+        "why can't i get into my account anymore",
+        "my account seems to be on hold, what happened",
+        "the app says that i am blocked, how come",
+    ),
+    "balance": (
+        "how much do i have in savings right now",
+        "tell me what's in my checking account",
+        "do i still have 300 dollars in the bank",
+    ),
+    "bill_balance": ("how much is my phone bill this time", "what do i owe the water company", "add up all my bills for june"),
+    "bill_due": ("when does my credit card have to be paid", "what day is the rent due", "how long do i have left to pay the gas company"),
+    "freeze_account": (
+        "lock my account right now",
+        "put a freeze on my savings please",
+        "nobody should be able to use my account, stop it",
+    ),
+    "interest_rate": (
+        "what interest do i get on my savings",
+        "tell me the rate of my mortgage",
+        "how high is the interest on this account",
+    ),
+    "min_payment": (
+        "what is the least i can pay on my card this month",
+        "tell me the minimum payment for my visa",
+        "is there a smaller amount that i may pay on the loan",
+    ),
+    "order_checks": ("i'm out of checks, send me some", "order two new checkbooks", "how can i get more checks for my account"),
+    "pay_bill": (
+        "pay my electricity bill",
+        "please send 80 dollars to the cable company for my bill",
+        "take care of my rent from checking",
+    ),
+    "pin_change": ("i need a different pin", "change the pin of my debit card", "i can't remember my pin, set a new one"),
+    "report_fraud": (
+        "somebody used my card in another country",
+        "i want to report a charge that i never made",
+        "there's a fake transaction on my statement",
+    ),
+    "routing": ("what's my routing number", "which routing number do i give my employer", "find the routing number of my credit union"),
+    "spending_history": (
+        "how much did i spend on food last week",
+        "what have i paid for clothes this year",
+        "show me what i usually spend on travel",
+    ),
+    "transactions": (
+        "show my last five purchases",
+        "list what went through my account on monday",
+        "did the payment to the dentist go through",
+    ),
+    "transfer": ("move 50 dollars from checking to savings", "send my brother 200 dollars", "i'd like to wire money to my other bank"),
+}
+OPENINGS = (
+    "i",
+    "can you",
+    "please",
+    "how",
+    "what",
+    "my",
+    "is",
+    "when",
+    "i want to",
+    "could you",
+    "hey,",
+    "i need",
+    "do",
+    "tell me",
+    "why",
+    "where",
+    "help me",
+    "hi, i",
+    "we",
+    "are",
+)
+STYLES = ("short and plain", "polite", "in a hurry", "with a detail such as a name, a date or an amount", "annoyed", "chatty", "unsure")
+PERSONAS = (
+    "a student",
+    "a retired teacher",
+    "the owner of a small shop",
+    "a nurse on night shift",
+    "a father of three",
+    "a farmer",
+    "somebody who is new in the country",
+    "a truck driver",
+)
+
+
+def _line(task: Task) -> str:
+    return f"{task.description[:1].upper()}{task.description[1:]}."
+
+
+def _name(label: str) -> str:
+    return label.replace("_", " ")
+
+
+def _chat(request: str, answer: str = "") -> str:
+    """The request in ChatML, which SmolLM2 and Qwen were tuned on."""
+    return f"<|im_start|>user\n{request}<|im_end|>\n<|im_start|>assistant\n{answer}"
+
+
+def _own(label: str, examples: Sequence[Record], rng: random.Random, count: int = 3) -> list[str]:
+    own = [record.text for record in examples if record.answer == label]
+    return rng.sample(own, min(count, len(own)))
+
+
+def chat_plain(task: Task, label: str, examples: Sequence[Record], rng: random.Random) -> Ask:
+    return Ask(_chat(f'{_line(task)} Write one message about "{_name(label)}". Write only the message.'), label, "propose")
+
+
+def chat_persona(task: Task, label: str, examples: Sequence[Record], rng: random.Random) -> Ask:
+    request = f'{_line(task)} You are {rng.choice(PERSONAS)}. Write one message about "{_name(label)}", {rng.choice(STYLES)}.'
+    request += " Write only the message."
+    return Ask(_chat(request), label, "propose")
+
+
+def chat_examples(task: Task, label: str, examples: Sequence[Record], rng: random.Random) -> Ask:
+    shown = "\n".join(f"- {text}" for text in _own(label, examples, rng))
+    request = f'{_line(task)} Here are messages about "{_name(label)}".\n{shown}\nWrite one more, different one. Write only the message.'
+    return Ask(_chat(request), label, "propose")
+
+
+def list_bare(task: Task, label: str, examples: Sequence[Record], rng: random.Random) -> Ask:
+    return Ask(f'{_line(task)}\n\nDifferent examples of "{_name(label)}":\n-', label, "propose")
+
+
+def list_three(task: Task, label: str, examples: Sequence[Record], rng: random.Random) -> Ask:
+    shown = "".join(f"- {text}\n" for text in _own(label, examples, rng))
+    return Ask(f'{_line(task)}\n\nDifferent examples of "{_name(label)}":\n{shown}-', label, "propose")
+
+
+def list_headless(task: Task, label: str, examples: Sequence[Record], rng: random.Random) -> Ask:
+    return Ask(f"{_name(label)}:\n" + "".join(f"- {text}\n" for text in _own(label, examples, rng)) + "-", label, "propose")
+
+
+def list_quoted(task: Task, label: str, examples: Sequence[Record], rng: random.Random) -> Ask:
+    shown = "".join(f'- "{text}"\n' for text in _own(label, examples, rng))
+    return Ask(f'{_line(task)}\n\nDifferent examples of "{_name(label)}":\n{shown}- "', label, "propose")
+
+
+def list_six(task: Task, label: str, examples: Sequence[Record], rng: random.Random) -> Ask:
+    shown = "".join(f"- {text}\n" for text in _own(label, examples, rng, 6))
+    return Ask(f'{_line(task)}\n\nDifferent examples of "{_name(label)}":\n{shown}-', label, "propose")
+
+
+def list_two(task: Task, label: str, examples: Sequence[Record], rng: random.Random) -> Ask:
+    shown = "".join(f"- {text}\n" for text in _own(label, examples, rng, 2))
+    return Ask(f'{_line(task)}\n\nDifferent examples of "{_name(label)}":\n{shown}-', label, "propose")
+
+
+def list_numbers(task: Task, label: str, examples: Sequence[Record], rng: random.Random) -> Ask:
+    own = _own(label, examples, rng)
+    shown = "".join(f"{number}. {text}\n" for number, text in enumerate(own, 1))
+    return Ask(f'{_line(task)}\n\n20 different examples of "{_name(label)}":\n{shown}{len(own) + 1}.', label, "propose")
+
+
+def list_persona(task: Task, label: str, examples: Sequence[Record], rng: random.Random) -> Ask:
+    shown = "".join(f"- {text}\n" for text in _own(label, examples, rng))
+    tail = f'What {rng.choice(PERSONAS)} says about "{_name(label)}", {rng.choice(STYLES)}:\n-'
+    return Ask(f'{_line(task)}\n\nDifferent examples of "{_name(label)}":\n{shown}\n{tail}', label, "propose")
+
+
+def list_contrast(task: Task, label: str, examples: Sequence[Record], rng: random.Random, others: int = 3) -> Ask:
+    blocks = []
+    for other in [*rng.sample([name for name in task.labels if name != label], others), label]:
+        blocks.append(f'Different examples of "{_name(other)}":\n' + "".join(f"- {text}\n" for text in _own(other, examples, rng)))
+    return Ask(f"{_line(task)}\n\n" + "\n".join(blocks) + "-", label, "propose")
+
+
+def records(task: Task, label: str, examples: Sequence[Record], rng: random.Random, others: int = 4, own: int = 3) -> Ask:
+    """Label first, then the text; classes mixed, the wanted one last."""
+    shown = [record for record in examples if record.answer == label]
+    shown = rng.sample(shown, min(own, len(shown)))
+    shown += rng.sample([record for record in examples if record.answer != label], others)
+    rng.shuffle(shown)
+    body = "".join(f"{task.answer_name}: {_name(record.answer)}\n{task.text_name}: {record.text}\n\n" for record in shown)
+    return Ask(f"{_line(task)}\n\n{body}{task.answer_name}: {_name(label)}\n{task.text_name}:", label, "propose")
+
+
+def _begun(ask: Ask, words: str) -> Ask:
+    return Ask(f"{ask.prompt} {words}", ask.label, ask.source, begin=words)
+
+
+def opened(shape: Callable[..., Ask]) -> Callable[..., Ask]:
+    """The same shape with the first word or words of the text given, drawn from a public list."""
+
+    def shape_opened(task: Task, label: str, examples: Sequence[Record], rng: random.Random) -> Ask:
+        return _begun(shape(task, label, examples, rng), rng.choice(OPENINGS))
+
+    return shape_opened
+
+
+def of_examples(shape: Callable[..., Ask]) -> Callable[..., Ask]:
+    """The same shape, opened with the first words of a random example of any class."""
+
+    def shape_opened(task: Task, label: str, examples: Sequence[Record], rng: random.Random) -> Ask:
+        return _begun(shape(task, label, examples, rng), " ".join(rng.choice(examples).text.split()[: rng.randint(1, 2)]))
+
+    return shape_opened
+
+
+PROPOSE: dict[str, Callable[..., Ask]] = {
+    "default": prompts.propose, "chat_plain": chat_plain, "chat_persona": chat_persona, "chat_examples": chat_examples,
+    "list_bare": list_bare,
+    "list_three": list_three, "list_numbers": list_numbers, "list_persona": list_persona, "list_contrast": list_contrast,
+    "records": records, "three_open": opened(list_three), "contrast_open": opened(list_contrast), "records_open": opened(records),
+    "list_headless": list_headless, "list_quoted": list_quoted, "list_two": list_two, "list_six": list_six,
+    "numbers_open": opened(list_numbers), "contrast_exopen": of_examples(list_contrast),
+}  # fmt: skip
+
+
+def vary_list(task: Task, survivor: Record, others: Sequence[Record], rng: random.Random) -> Ask:
+    shown = [text for text in _own(survivor.answer, others, rng) if text != survivor.text][:2]
+    items = "".join(f"- {text}\n" for text in [*shown, survivor.text])
+    return Ask(f'{_line(task)}\n\nDifferent examples of "{_name(survivor.answer)}":\n{items}-', survivor.answer, "vary:0")
+
+
+def vary_alone(task: Task, survivor: Record, others: Sequence[Record], rng: random.Random) -> Ask:
+    return Ask(
+        f'{_line(task)}\n\nThe same wish "{_name(survivor.answer)}" said in different ways:\n- {survivor.text}\n-',
+        survivor.answer,
+        "vary:0",
+    )
+
+
+def vary_prefix(task: Task, survivor: Record, others: Sequence[Record], rng: random.Random) -> Ask:
+    words = survivor.text.split()
+    kept = " ".join(words[: min(rng.randint(2, 4), max(1, len(words) - 2))])
+    ask = vary_list(task, survivor, others, rng)
+    return _begun(ask, kept)
+
+
+def vary_prefix_hidden(task: Task, survivor: Record, others: Sequence[Record], rng: random.Random) -> Ask:
+    """The beginning of the survivor is kept, the survivor itself is not shown."""
+    words = survivor.text.split()
+    kept = " ".join(words[: rng.randint(max(1, len(words) // 3), max(1, 2 * len(words) // 3))])
+    ask = list_contrast(task, survivor.answer, others, rng)
+    return _begun(ask, kept)
+
+
+def vary_contrast(task: Task, survivor: Record, others: Sequence[Record], rng: random.Random) -> Ask:
+    ask = list_contrast(task, survivor.answer, others, rng)
+    return Ask(f"{ask.prompt} {survivor.text}\n-", survivor.answer, "vary:0")
+
+
+def vary_contrast_open(task: Task, survivor: Record, others: Sequence[Record], rng: random.Random) -> Ask:
+    return _begun(vary_contrast(task, survivor, others, rng), rng.choice(OPENINGS))
+
+
+def vary_pairs(task: Task, survivor: Record, others: Sequence[Record], rng: random.Random) -> Ask:
+    """Paraphrase by example: pairs of texts of one class stand for "the same, said differently"."""
+    body = ""
+    for label in rng.sample([name for name in task.labels if name != survivor.answer], 3):
+        first, second = _own(label, others, rng, 2)
+        body += f"{_name(label)}: {first}\nIn other words: {second}\n\n"
+    return Ask(f"{_line(task)}\n\n{body}{_name(survivor.answer)}: {survivor.text}\nIn other words:", survivor.answer, "vary:0")
+
+
+def vary_chat(task: Task, survivor: Record, others: Sequence[Record], rng: random.Random) -> Ask:
+    request = f"Say this in other words, in a style that is {rng.choice(STYLES)}. Write only the new sentence.\n{survivor.text}"
+    return Ask(_chat(request), survivor.answer, "vary:0")
+
+
+VARY: dict[str, Callable[..., Ask]] = {
+    "v_default": prompts.vary, "v_list": vary_list, "v_alone": vary_alone, "v_prefix": vary_prefix, "v_prefix_hidden": vary_prefix_hidden,
+    "v_contrast": vary_contrast, "v_contrast_open": vary_contrast_open, "v_pairs": vary_pairs, "v_chat": vary_chat,
+}  # fmt: skip
+
+
+def bench(options: argparse.Namespace) -> tuple[Laboratory, Task, list[Record]]:
+    """The corpus to measure against, the public task and its invented examples."""
+    embedder = Embedder(models.embedder(options.embedder).path, options.threads)
+    if options.config:
+        run = settings.load(options.config)
+        task = run.public_task()
+        train = [record for site in run.sites for record in read(run.source(site), task)]
+        return Laboratory(train, run.test_records(), task.labels, embedder), task, run.examples()
+    task = Task("classification", "what customers say to their bank", tuple(INVENTED), "Message", "Wish")
+    corpus = [list(read_corpus(options.data, split, "intent", task.labels)) for split in ("train", "test")]
+    examples = [Record(text, label) for label, texts in INVENTED.items() for text in texts]
+    return Laboratory(corpus[0], corpus[1], task.labels, embedder), task, examples
+
+
+def asked(name: str, task: Task, examples: list[Record], seeds: list[Record], each: int, rng: random.Random) -> list[Ask]:
+    """``v_``: a variation of each survivor in turn; ``e_``: expansion of survivors and examples; else first proposals."""
+    if name.startswith("v_"):
+        own = {label: [seed for seed in seeds if seed.answer == label] for label in task.labels}
+        turns = [own[label][i % len(own[label])] for label in own if own[label] for i in range(each)]
+        return [VARY[name](task, seed, [*seeds, *examples], rng) for seed in turns]
+    shape = PROPOSE[name.removeprefix("e_")]
+    shown = [*seeds, *examples] if name.startswith("e_") else examples
+    return [shape(task, label, shown, rng) for label in task.labels for _ in range(each)]
+
+
+def write(generator: Generator, asks: list[Ask], options: argparse.Namespace) -> tuple[list[str], float]:
+    start = time.monotonic()
+    texts = generator.complete([ask.prompt for ask in asks], max_tokens=options.max_tokens, temperature=options.temperature,
+                               top_p=options.top_p, stop=asks[0].stop, seed=options.seed)  # fmt: skip
+    return texts, time.monotonic() - start
+
+
+def row(name: str, figures: dict[str, float]) -> str:
+    return f"| {name} | " + " | ".join(f"{value:.2f}" if value < 3 else f"{value:.1f}" for value in figures.values()) + " |"
+
+
+def compare(options: argparse.Namespace, generator: Generator) -> None:
+    from tokenizers import Tokenizer
+
+    lab, task, examples = bench(options)
+    tokens = Tokenizer.from_file(str(models.base_model(options.base_model).path / "tokenizer.json"))
+    rows = options.first.read_text("utf-8").splitlines() if options.first else []
+    first = [Record(**json.loads(line)) for line in rows]  # the pool in which the corpus votes
+    print("| shape | yield | dup | echo | fid | d1 | d2 | cos | near | emb | bow | words | tok/s | s |\n| --- |" + " ---: |" * 13)
+    same = random.Random(0).sample(lab.train, min(len(lab.train), options.each * len(task.labels)))
+    print(row("real, same size", {"yield": 1, "dup": 0, "echo": 0} | lab.measure(same)))
+    if examples:
+        print(row("the examples alone", {"yield": 1, "dup": 0, "echo": 0} | lab.measure(examples)), flush=True)
+    for name in options.shapes.split(","):
+        seeds = lab.survivors(first, 4) if name[:2] in ("v_", "e_") else []
+        asks = asked(name, task, examples, seeds, options.each, random.Random(options.seed))
+        texts, seconds = write(generator, asks, options)
+        sieve = prompts.Filter(task, [*seeds, *examples])
+        parsed = [prompts.parse(task, ask, text) for ask, text in zip(asks, texts, strict=True)]
+        made = [record for record in parsed if record and sieve.keep(record)]
+        first = first or made
+        shares = {reason: sieve.counts[reason] / len(asks) for reason in ("kept", "duplicate", "echo")}
+        speed = {"tok/s": sum(len(tokens.encode(text).ids) for text in texts) / seconds, "s": seconds}
+        print(row(name, shares | lab.measure(made) | speed) if made else f"| {name} | 0 |", flush=True)
+        if options.out:
+            options.out.mkdir(parents=True, exist_ok=True)
+            lines = [json.dumps({"text": record.text, "answer": record.answer}) + "\n" for record in made]
+            (options.out / f"{name}.jsonl").write_text("".join(lines), "utf-8")
+        for record in random.Random(1).sample(made, min(options.show, len(made))):
+            print(f"    {record.answer}: {record.text}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    corpus = parser.add_mutually_exclusive_group(required=True)
+    corpus.add_argument("--data", type=Path, help="folder with CLINC150's train.jsonl[.gz] and test.jsonl[.gz]")
+    corpus.add_argument("--config", type=Path, help="a run's YAML, the demo's for instance; its sites' records are read here")
+    parser.add_argument("--base-model", default=models.DEFAULT_BASE)
+    parser.add_argument("--embedder", default=models.DEFAULT_EMBEDDER)
+    parser.add_argument("--shapes", default=",".join([*PROPOSE, *VARY]))
+    parser.add_argument("--each", type=int, default=14, help="texts a class")
+    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--top-p", type=float, default=0.95)
+    parser.add_argument("--max-tokens", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--show", type=int, default=0, help="texts to print for each shape")
+    parser.add_argument("--first", type=Path, help="a file of --out: what was proposed, for shapes that need survivors of a vote")
+    parser.add_argument("--out", type=Path, help="folder for what was made, as JSON lines")
+    options = parser.parse_args()
+    with ModelServer(models.base_model(options.base_model).path, threads=options.threads) as server:
+        compare(options, server.generator())
+
+
+if __name__ == "__main__":
+    main()
