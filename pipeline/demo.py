@@ -69,7 +69,7 @@ STYLES: tuple[Style, ...] = (
         records=70,
         greetings=("",),
         closings=("", "", "Pls advise.", "Asap."),
-        words={"appointment": "appt", "tablets": "tabs", "please": "pls", "My": "", "The": "", "I am": "am", "I": ""},
+        words={"appointment": "appt", "tablets": "tabs", "please": "pls", "My": "", "The": "", "I'm": "am", "I": ""},
         slips=0.03,
     ),
     Style(

@@ -47,7 +47,7 @@ SLOTS: dict[str, str] = {
 TOPICS: dict[str, dict[str, tuple[str, ...]]] = {
     "front_desk": {
         "booking": (
-            "[Could I|Can I|I'd like to] [come in|be seen] {soon} [around|at about] {time}?",
+            "[Could I|Can I|May I] [come in|be seen] {soon} [around|at about] {time}?",
             "[Is there|Have you] an opening with {doctor} [{soon}|before the holidays|early in the day]?",
             "I need [a slot|a time|to come in] with {kin}, [any day|{soon}] [after work|before noon|after {time}] would do.",
         ),
@@ -85,7 +85,7 @@ TOPICS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "nurse_line": {
         "fever and stomach": (
-            "{someone} had a temperature of [38.5|39|39.4|101|102] {since}, [with a cough|with shivers|what else can we do]?",
+            "{someone} has a temperature of [38.5|39|39.4|101|102] {since} [and a cough|and shivers|on and off], what can we do?",
             "A [dry|wet|barking] cough {since} and now [a fever|chills|a sore throat], should I [worry|stay in bed|do something]?",
             "[Throwing up|Diarrhoea|Vomiting] {since}, [hardly any water stays down|feeling weak|could it be a bug]?",
         ),
@@ -95,7 +95,7 @@ TOPICS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "what a result means": (
             "My [cholesterol|sugar|ferritin|potassium|white cell count] [came back|is] [high|low|flagged in red], is that [bad|dangerous]?",
-            "[I see|There is] a [TSH of 6|haemoglobin of 10|creatinine of 1.6|CRP of 22] {past}, what does [it|that number] mean?",
+            "[I saw|There was] a [TSH of 6|haemoglobin of 10|creatinine of 1.6|CRP of 22] {past}, what does [it|that number] mean?",
             "The [biopsy|smear|thyroid|kidney|liver] result [is in|was posted] {past}, I can't make sense of it.",
         ),
         "bites and stings": (
@@ -262,7 +262,7 @@ TOPICS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "sick notes": (
             "I'm [ill|in bed|unwell] {since}, my boss at the {job} [wants|needs] a [sick note|certificate].",
-            "My sick note [ends|runs out] {soon} and I can't [go back to|face] the {job} yet, [extend it please|can you prolong it]?",
+            "My sick note [ends|runs out] {soon} and I can't [go back to|face] the {job} yet, can you [extend|prolong] it?",
             "The {job} says I need a [paper|line|note] that I am [fit again|off work for {days}|allowed light duty].",
         ),
         "login": (
