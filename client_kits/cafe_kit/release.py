@@ -94,7 +94,7 @@ def clip_to_norm(q: Steps, limit: int) -> Steps:
     if total <= limit * limit:
         return q
     norm = math.isqrt(total - 1) + 1
-    if _largest(q) * limit < 2**63:
+    if max(_largest(q) * limit, norm) < 2**63:
         return np.sign(q) * (np.abs(q) * limit // norm)
     return np.array([(abs(value) * limit // norm) * (1 if value > 0 else -1) for value in q.tolist()], dtype=np.int64)
 
