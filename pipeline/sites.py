@@ -70,6 +70,7 @@ class LocalSites:
         resident: kit processes that may stay in memory; the longest idle one is ended first.
         keys: site → public key (hexadecimal) seen before; filled as sites show theirs.
         on_progress: is told (site, phase, done, of).
+        kit: the command that serves a seats file; tests put ill-behaved ones here.
     """
 
     def __init__(
@@ -81,10 +82,11 @@ class LocalSites:
         resident: int,
         keys: dict[str, str],
         on_progress: Callable[[str, str, int, int], None],
+        kit: Sequence[str] = (sys.executable, "-m", "cafe_kit.host"),
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._folder, self._threads, self._resident = folder, threads, max(resident, slots)
-        self._keys, self._on_progress = keys, on_progress
+        self._keys, self._on_progress, self._kit = keys, on_progress, tuple(kit)
         self._hosts: dict[str, Host] = {}
         self._running: dict[str, _Process] = {}
         self._busy: set[str] = set()
@@ -133,7 +135,7 @@ class LocalSites:
                     self._converse(host, open_, deadline, answers)
                 except CafeError as error:
                     code, sentence = error.code, error.message
-                if not open_ or code == "CAFE-124":
+                if not open_ or code in ("CAFE-124", "CAFE-126"):
                     break
         except Exception as error:
             code, sentence = "CAFE-127", f"The site's process could not be used ({type(error).__name__})."
@@ -191,11 +193,12 @@ class LocalSites:
             evicted = [self._running.pop(name) for name in idle[: max(0, len(self._running) + 1 - self._resident)]]
         for other in evicted:
             other.stop()
-        process = _Process(host, self._folder, self._threads)
+        process = _Process(host, self._folder, self._threads, self._kit)
         with self._lock:
             self._running[host.name] = process
         for site, key in process.await_ready(time.monotonic() + _START_S).items():
             if self._keys.setdefault(site, key) != key:
+                self._drop(host)
                 raise CafeError(
                     "CAFE-126", f"Site {site!r} shows another key than before.", "Somebody else answers in its name, or its home was lost."
                 )
@@ -211,7 +214,7 @@ class LocalSites:
 class _Process:
     """One ``cafe_kit.host`` process and its two pipes."""
 
-    def __init__(self, host: Host, folder: Path, threads: int) -> None:
+    def __init__(self, host: Host, folder: Path, threads: int, kit: tuple[str, ...]) -> None:
         seats = folder / f"{host.name}.seats.json"
         seats.write_text(json.dumps({"threads": threads, "seats": host.seats}), encoding="utf-8")
         here = Path(__file__).resolve().parents[1]
@@ -221,7 +224,7 @@ class _Process:
             environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         with (folder / f"{host.name}.log").open("ab") as log:
             self._popen = subprocess.Popen(
-                [sys.executable, "-m", "cafe_kit.host", str(seats)],
+                [*kit, str(seats)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -11,11 +11,12 @@ import importlib
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 from cafe_kit.errors import CafeError
@@ -116,6 +117,11 @@ class Heart:
             try:
                 self.command = store.heartbeat(self._run, self._epoch)
                 if self.command == "stop now":
+                    # No need to ask the threads: a run may be killed anywhere, and all that it started ends with it.
+                    store.event(self._run, "stopped by the operator; it can be resumed")
+                    store.finish(self._run, self._epoch, "Stopped")
+                    os._exit(0)
+                if self.command == "stop":
                     store.set_state(self._run, self._epoch, "Stopping")
             except StoreError:
                 os._exit(3)  # another worker has the run
@@ -130,9 +136,7 @@ def carry(run_id: str) -> int:
     run = store.run(run_id)
     folder = Path(run.folder)
     with (folder / "worker.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(lock) or not store.run(run_id).active:
             return 3
         epoch = store.claim(run_id, os.getpid())
         failpoint("worker.claimed")
@@ -162,6 +166,17 @@ def carry(run_id: str) -> int:
             store.event(run_id, f"{error['code']} {error['message']}", level="error")
         store.finish(run_id, epoch, state, error)
     return 0 if state != "Failed" else 1
+
+
+def _locked(lock: IO[str]) -> bool:
+    """Whether this worker has the run's folder to itself; a worker that is just ending is waited for."""
+    for _ in range(20):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.1)
+    return False
 
 
 def _carry(stack: ExitStack, store: Store, run_id: str, epoch: int, folder: Path, where: Path, heart: Heart) -> None:

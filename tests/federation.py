@@ -75,9 +75,13 @@ class Federation:
         added = {"CAFE_FAILPOINT": failpoint, "CAFE_FAILPOINT_ONCE": str(once)} if failpoint else {}
         with (self.folder / "worker.log").open("ab") as log:
             worker = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.worker", run], env=self.environment | added | environment, cwd=ROOT, stdout=log, stderr=log,
+                [sys.executable, "-m", "pipeline.worker", run],
+                env={**self.environment, **added, **environment},
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         try:
             return worker.wait(timeout=kill_after_s if kill_after_s is not None else 300)
         except subprocess.TimeoutExpired:

@@ -15,9 +15,28 @@ from typing import Any
 import numpy as np
 from cafe_kit.inputs import hash_file
 
-_WORDS = (
-    ["amber", "birch", "cedar", "delta", "ember", "fjord", "glade", "heron", "islet", "jetty", "knoll", "larch", "meadow", "north", "ocean", "pebble", "quartz", "river", "slate", "tulip"]
-)
+_WORDS = [
+    "amber",
+    "birch",
+    "cedar",
+    "delta",
+    "ember",
+    "fjord",
+    "glade",
+    "heron",
+    "islet",
+    "jetty",
+    "knoll",
+    "larch",
+    "meadow",
+    "north",
+    "ocean",
+    "pebble",
+    "quartz",
+    "river",
+    "slate",
+    "tulip",
+]
 
 
 def _numbers(*parts: object) -> np.random.Generator:
