@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import stat
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from hashlib import sha256
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 from cafe_kit.errors import CafeError
 from cafe_kit.ledger import SiteLedger
-from cafe_kit.orders import Order, Reply, verify
+from cafe_kit.orders import Order, PrivacyTerms, Reply, order_hash, verify
 from cafe_kit.release import body_from_bytes, bound, clip_steps, to_grid
 from cafe_kit.seat import Request, Seat, answer_many
 from cafe_kit.seat_config import SeatConfig
@@ -154,23 +156,84 @@ def test_a_hundred_asks_one_answer(server, config, terms):
     assert len(seen) == len(replies) == charges(config) == len(bodies(config)) == 1
 
 
-@pytest.mark.parametrize("terms", [BY_SERVER, BY_SITE], ids=["server", "local"])
-@pytest.mark.parametrize("point", FAILPOINTS)
-def test_a_kill_anywhere_leaves_one_charge_and_one_body(server, config, point, terms):
+def as_it_is(seat: Seat) -> Seat:
+    return seat
+
+
+def survives(server: TinyServer, config: SeatConfig, point: str, terms: PrivacyTerms, change: Callable[[Seat], Seat] = as_it_is) -> None:
+    """Kill the site at ``point``, ask again, and compare what was seen from outside. ``change`` plants a bug."""
     order = server.order("north", "train", terms)
-    killed_at(point, lambda: ask(Seat(config), server, order))
-    charged, kept = charges(config), bodies(config)
-    assert charged == (0 if FAILPOINTS.index(point) < 2 else 1), "the charge comes before the noise and before any file"
-    whole = [name for name in kept if name.count(".") == 1]
-    assert len(whole) == (1 if FAILPOINTS.index(point) >= FAILPOINTS.index("seal.after_rename") else 0)
+    killed_at(point, lambda: ask(change(Seat(config)), server, order))
+    passed = FAILPOINTS.index(point)
+    assert charges(config) == (1 if passed >= FAILPOINTS.index("site.after_charge") else 0), "charged before anything is drawn or written"
+    whole = [name for name in bodies(config) if name.count(".") == 1]
+    assert len(whole) == (1 if passed >= FAILPOINTS.index("seal.after_rename") else 0)
     seen = server.output(order).read_bytes() if server.output(order).exists() else None
-    reply = ask(Seat(config), server, order)
+    reply = ask(change(Seat(config)), server, order)
     body = server.output(order).read_bytes()
     assert reply.status == "ok" and sha256(body).hexdigest() == reply.outputs["body"].sha256
     assert seen in (None, body), "what was out before the kill is what is out after it"
     assert bodies(config) == (whole or [f"body.{reply.outputs['body'].sha256}"]), "a whole body is adopted, never drawn again"
     assert charges(config) == 1
-    assert not [path for path in server.output(order).parent.iterdir() if path != server.output(order) and path.stat().st_size == 0]
+
+
+@pytest.mark.parametrize("terms", [BY_SERVER, BY_SITE], ids=["server", "local"])
+@pytest.mark.parametrize("point", FAILPOINTS)
+def test_a_kill_anywhere_leaves_one_charge_and_one_body(server, config, point, terms):
+    survives(server, config, point, terms)
+
+
+def redraws(seat: Seat) -> Seat:
+    """A planted bug: what a crash left is thrown away and drawn again."""
+    seat._outbox.recover = lambda order_hash: None  # type: ignore[method-assign]
+    return seat
+
+
+def charges_late(seat: Seat) -> Seat:
+    """A planted bug: the charge comes when the answer is out."""
+    charge, publish = seat._ledger.charge, seat._outbox.publish
+    waiting: list[Any] = []
+    seat._ledger.charge = lambda *given: waiting.append(given)  # type: ignore[method-assign, assignment]
+
+    def publish_then_charge(*given: Any) -> None:
+        publish(*given)
+        charge(*waiting.pop())
+
+    seat._outbox.publish = publish_then_charge  # type: ignore[method-assign]
+    return seat
+
+
+@pytest.mark.parametrize("bug", [redraws, charges_late])
+def test_the_kill_test_catches_a_planted_bug(server, config, bug):
+    with pytest.raises(AssertionError):
+        survives(server, config, "seal.after_rename", BY_SITE, bug)
+
+
+@pytest.mark.soak
+def test_kills_at_random_times(server, config):
+    """A site answers a hundred orders while it is killed again and again; what was seen once is what stays."""
+    (Path(config.home)).mkdir(parents=True, mode=0o700)
+    (Path(config.home) / "policy.toml").write_text("")
+    kinds = [(kind, terms) for kind in ("train", "vote") for terms in (BY_SITE, BY_SERVER)]
+    orders = [server.order("north", kind, terms, round=n, run=terms.trust) for n in range(25) for kind, terms in kinds]
+    chance, seen, kills, done = random.Random(5), dict[str, bytes](), 0, 0
+    while done < len(orders):
+        child = os.fork()
+        if child == 0:
+            seat = Seat(config)
+            for order in orders[done:]:
+                ask(seat, server, order)
+            os._exit(0)
+        time.sleep(chance.uniform(0.0, 0.2))
+        os.kill(child, 9)
+        kills += os.waitpid(child, 0)[1] == 9
+        for order in orders:
+            if (place := server.output(order)).exists():
+                assert seen.setdefault(place.name, place.read_bytes()) == place.read_bytes()
+        charged = SiteLedger(Path(config.home) / "ledger")
+        assert set(seen) <= {charge.order_hash for charge in charged.charges}
+        done = sum(order_hash(order) in seen for order in orders)
+    assert kills >= 20 and charges(config) == len(orders) == len(seen)
 
 
 def test_a_body_that_cannot_be_delivered_is_kept(server, config):

@@ -2,18 +2,16 @@
 
 Knows: the order of acts, which is the promise. Does not know formats, models, noise or how a budget adds up (the modules
 it calls do), nor who asks. Nothing but the body, the closed list of figures and a code with its sentence ever leaves.
-To extend: a new kind of order is a case in ``_load`` and in ``_compute``; the acts around it stay as they are.
+To extend: a new kind of order is a row in ``work.INPUTS`` and a case in ``_compute``; the acts around it stay as they are.
 """
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,36 +19,23 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
-from cafe_kit import inputs, records, release
+from cafe_kit import records, release
 from cafe_kit.engine import Engine
 from cafe_kit.errors import CafeError
 from cafe_kit.failpoints import failpoint
 from cafe_kit.ledger import SiteLedger
-from cafe_kit.orders import MAX_BYTES, PROTOCOL, Blob, Numbers, Order, Reply, Transport, VoteParams, order_hash, parse, sign, verify
+from cafe_kit.orders import PROTOCOL, Numbers, Order, Reply, Transport, VoteParams, order_hash, sign, verify
 from cafe_kit.outbox import Draft, Outbox, Sealed
 from cafe_kit.policy import load_policy
 from cafe_kit.seat_config import SeatConfig
 from cafe_kit.site_home import SiteHome
 from cafe_kit.task import Record, Task
+from cafe_kit.work import INPUTS, KIT_VERSION, Work, check_finite, load_inputs, name_of, read_order
 
 Answer = tuple[Reply, str]  # and the site's signature over it
 _Outcome = TypeVar("_Outcome")
 Progress = Callable[[str, str, int, int], None]  # site, phase, done, of
-INPUTS = {"hello": set(), "vote": {"embedder", "candidates"}, "train": {"base_model", "adapter"}}
 REFUSALS = {*(f"CAFE-{n}" for n in range(101, 106)), *(f"CAFE-{n}" for n in range(310, 320))}  # we could, but will not
-
-
-@dataclass
-class Work:
-    """An order that was let in, with everything that computing it needs."""
-
-    order: Order
-    hash: str
-    transport: Transport
-    records: Sequence[Record] = ()
-    given: dict[str, Any] = field(default_factory=dict)  # input name: folder, candidates or adapter
-    began: float = field(default_factory=time.monotonic)
-    numbers: Numbers = field(default_factory=Numbers)
 
 
 @dataclass(frozen=True)
@@ -102,7 +87,7 @@ class Seat:
 
     def admit(self, order_json: Any, signature: str, transport_json: Any) -> Work | Answer:
         """Let the order in, or answer at once: a refusal, a greeting, or the sealed answer that it already has."""
-        order, transport = _parsed(order_json, transport_json)
+        order, transport = read_order(order_json, transport_json)
         verify(order, signature, self._server)
         self._check_address(order, transport)
         work = Work(order, order_hash(order), transport)
@@ -136,7 +121,7 @@ class Seat:
         else:
             self._home.log("refused", code=error.code)
         status: Literal["refused", "failed"] = "refused" if error.code in REFUSALS else "failed"
-        return self._signed(Reply(_name_of(order_json), self.site, status, code=error.code, sentence=error.message[:500]))
+        return self._signed(Reply(name_of(order_json), self.site, status, code=error.code, sentence=error.message[:500]))
 
     def _check_address(self, order: Order, transport: Transport) -> None:
         """Whether the order is for this site, in this protocol, and refers to what its kind may refer to."""
@@ -146,10 +131,15 @@ class Seat:
             raise CafeError("CAFE-104", "The order is for another site.", "Check which site this kit was made for.")
         if set(order.inputs) != INPUTS[order.kind] or set(transport.inputs) != INPUTS[order.kind]:
             raise CafeError("CAFE-105", f"These are not the inputs of a {order.kind} order.", "Kit and server must be of one version.")
-        output, home = Path(transport.output).resolve(), self._home.folder.resolve()
-        if not Path(transport.output).is_absolute() or output == self._source.path.resolve() or home in output.parents:
+        if order.kind != "hello" and not self._may_write(transport.output):
             raise CafeError("CAFE-131", "The answer may not be put there: it is no absolute path, or the site's own folder or data.",
                             "Check the server's exchange folder.")
+
+    def _may_write(self, output: str) -> bool:
+        if "\0" in output or not Path(output).is_absolute():
+            return False
+        place = Path(output).resolve()
+        return place != self._source.path.resolve() and self._home.folder.resolve() not in place.parents
 
     def _sealed_before(self, work: Work) -> Sealed | None:
         """The answer that this order already has, also one that a crash left one step before its end."""
@@ -162,8 +152,7 @@ class Seat:
 
     def _load(self, work: Work) -> None:
         """Records and inputs, everything checked, before any work."""
-        for name, blob in work.order.inputs.items():
-            work.given[name] = _LOADERS[name](name, work.transport.inputs[name], blob)
+        work.given = load_inputs(work.order, work.transport)
         work.records = self._own_records(work.order.task)
         self._policy.check_rows(len(work.records))
         told = work.order.kind != "hello" and work.order.privacy.mechanism == "none"
@@ -180,7 +169,7 @@ class Seat:
         """The body: on the grid, clipped, *charged*, and only then noised; for the server's eyes only unless it carries noise."""
         terms, params = work.order.privacy, work.order.params
         if terms.mechanism == "none":
-            _check_finite(result)
+            check_finite(result)
             arrays = dict(result)
         else:
             flat = np.concatenate([result[name].astype(np.float64).ravel() for name in sorted(result)])
@@ -200,7 +189,7 @@ class Seat:
         return self._outbox.put_reply(*self._signed(Reply(work.hash, self.site, "ok", {"body": draft.blob}, draft.numbers)))
 
     def _figures(self, work: Work) -> Numbers:
-        return replace(work.numbers, kit=version("cafe-kit"), python=platform.python_version(), ledger_head=self._ledger.head)
+        return replace(work.numbers, kit=KIT_VERSION, python=platform.python_version(), ledger_head=self._ledger.head)
 
     def _signed(self, reply: Reply) -> Answer:
         return reply, sign(reply, self._home.key)
@@ -272,49 +261,3 @@ def _compute(works: Sequence[Work], engine: Engine, progress: Progress) -> dict[
     shards = {work.order.site: work.records for work in works}
     deltas = engine.train(order.params, order.task, given["base_model"], given["adapter"], shards, order.round, step)  # type: ignore[arg-type]
     return {site: deltas[site] for site in shards}
-
-
-def _parsed(order_json: Any, transport_json: Any) -> tuple[Order, Transport]:
-    for message in (order_json, transport_json):
-        try:
-            size = len(json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode())
-        except (ValueError, TypeError, RecursionError):
-            continue  # parse says it better
-        if size > MAX_BYTES:
-            raise CafeError("CAFE-101", f"The order is longer than {MAX_BYTES} bytes.", "Inputs go by reference.")
-    return parse(Order, order_json), parse(Transport, transport_json)
-
-
-def _name_of(order_json: Any) -> str:
-    """The hash by which a reply names the order; zeros for what is no order."""
-    try:
-        return order_hash(parse(Order, order_json))
-    except CafeError:
-        return 64 * "0"
-
-
-def _check_finite(result: Mapping[str, np.ndarray]) -> None:
-    for name, tensor in result.items():
-        if not np.isfinite(tensor).all():
-            raise CafeError("CAFE-403", f"Training diverged: '{name}' is not finite any more.", "Lower learning_rate, or add warmup_steps.")
-
-
-def _adapter(name: str, where: str, blob: Blob) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        return load(inputs.fetch(name, where, blob))
-    except (SafetensorError, KeyError, ValueError):
-        raise CafeError("CAFE-107", "The adapter is not a safetensors file.", "Ask the operator to send the order again.") from None
-
-
-def _candidates(name: str, where: str, blob: Blob) -> Any:
-    from cafe_kit.vote import candidates_from_bytes
-
-    return candidates_from_bytes(inputs.fetch(name, where, blob))
-
-
-_LOADERS: dict[str, Callable[[str, str, Blob], Any]] = {
-    "base_model": inputs.fetch_folder, "embedder": inputs.fetch_folder, "adapter": _adapter, "candidates": _candidates,
-}
