@@ -66,13 +66,13 @@ class Laboratory:
     """A public corpus, embedded once."""
 
     def __init__(self, train: Sequence[Record], test: Sequence[Record], labels: Sequence[str], embedder: Embedder) -> None:
-        self.labels, self.train, self.test, self._embedder = list(labels), list(train), list(test), embedder
+        self.labels, self.train, self.test, self.vectors = list(labels), list(train), list(test), embedder.embed
         self._train_x, self._test_x = self.embed(train), self.embed(test)
         self._train_y, self._test_y = self.targets(train), self.targets(test)
         self._judge = Regression(self._train_x, self._train_y, len(labels), 1e-4)
 
     def embed(self, records: Sequence[Record]) -> np.ndarray:
-        return self._embedder.embed([record.text for record in records])
+        return self.vectors([record.text for record in records])
 
     def targets(self, records: Sequence[Record]) -> np.ndarray:
         return np.array([self.labels.index(record.answer) for record in records])

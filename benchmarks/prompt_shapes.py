@@ -353,6 +353,10 @@ def compare(options: argparse.Namespace, generator: Generator) -> None:
         shares = {reason: sieve.counts[reason] / len(asks) for reason in ("kept", "duplicate", "echo")}
         speed = {"tok/s": sum(len(tokens.encode(text).ids) for text in texts) / seconds, "s": seconds}
         print(row(name, shares | lab.measure(made) | speed) if made else f"| {name} | 0 |", flush=True)
+        sieve = prompts.Filter(task, [*seeds, *examples], embed=lab.vectors)
+        fitting = [record for record in made if sieve.keep(record)]
+        if len({record.answer for record in fitting}) > 1:
+            print(row(f"{name}, fitting", {**shares, "kept": len(fitting) / len(asks)} | lab.measure(fitting)), flush=True)
         if options.out:
             options.out.mkdir(parents=True, exist_ok=True)
             lines = [json.dumps({"text": record.text, "answer": record.answer}) + "\n" for record in made]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from cafe_kit.task import Record, Task
 from hypothesis import given
@@ -154,6 +156,23 @@ def test_length_is_measured_by_what_is_known() -> None:
     assert not Filter(BANK, EXAMPLES).keep(long)
     assert Filter(BANK, [Record(" ".join(f"other{number}" for number in range(12)), "pin")]).keep(long)
     assert Filter(BANK).keep(long)
+
+
+def by_subject(texts: Sequence[str]) -> np.ndarray:
+    """A toy embedder: one axis for texts about money, one for texts about cards."""
+    vectors = np.array([[1e-3 + text.count("money") + text.count("account"), 1e-3 + text.count("card")] for text in texts])
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_a_text_nearer_to_another_class_is_dropped() -> None:
+    sieve = Filter(BANK, EXAMPLES, embed=by_subject)
+    assert sieve.keep(Record("please block the card now", "lost_card"))
+    assert not sieve.keep(Record("where did all of the money go", "lost_card"))
+    assert sieve.keep(Record("where did all of the money go", "balance"))
+    assert sieve.keep(Record("where did all of the money go", "pin")), "a class without known texts is not judged"
+    assert sieve.counts == {"kept": 3, "off label": 1}
+    assert Filter(BANK, embed=by_subject).keep(Record("where did all of the money go", "lost_card"))
+    assert Filter(HELP, RECIPES, embed=by_subject).keep(Record("Where is the money?", "In the jar, as ever."))
 
 
 def test_scripts_without_spaces_are_texts_too() -> None:
