@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from server_store.ledger import Ledger, LedgerError, LedgerRelease
 
 __all__ = ["PrivacyDoor", "Release", "Released", "aggregate", "calibrate", "epsilon_spent", "norm_snr", "run_statement", "vote_snr"]
 
+_log = logging.getLogger("cafe.privacy")
+
 
 @dataclass(frozen=True)
 class Release:
@@ -38,8 +41,9 @@ class Release:
         statistic: "votes" (counts per candidate, never negative before noise) or "delta" (a change of trained weights).
         roster: the sites of the stage, public and fixed; every one of them is charged, whether it answered or not.
         length: number of released coordinates, d.
-        cap: votes only: largest count of one site for one candidate, applied by the site before its clip and here again.
-            One site moves one candidate by at most ``cap`` votes, a share cap / clip_norm of what it may move in all.
+        cap: votes under trust "server" only: the most that one site may give one candidate, in the units of clip_norm. An
+            L2 clip alone lets a dishonest site put everything on one candidate; cap / clip_norm is the share that it may.
+            A quarter is a fair start with many candidates. It only shrinks, so it costs no privacy. None: no cap here.
     """
 
     run: str
@@ -50,7 +54,7 @@ class Release:
     terms: PrivacyTerms
     roster: tuple[str, ...]
     length: int
-    cap: int | None = None
+    cap: float | None = None
 
     @property
     def rid(self) -> str:
@@ -198,7 +202,8 @@ def aggregate(release: Release, contributions: Mapping[str, NDArray[np.int64]]) 
     """The sum of bounded contributions in grid steps, (length,). PRIVATE: only the door and its tests call this.
 
     Under trust "server" every contribution is bounded once more by the function that the site used, so one site moves the
-    sum by at most clip_steps in L2 norm whatever it sent. Under "local" it carries its noise and is only checked for range.
+    sum by at most clip_steps in L2 norm whatever it sent. Under "local" it carries its noise: a second clip would bias it,
+    so a contribution that no honest site can send (beyond clip plus 14 sigma somewhere) counts as zero instead.
     """
     total = np.zeros(release.length, dtype=np.int64)
     for site in sorted(contributions):
@@ -213,8 +218,8 @@ def _bounded(release: Release, site: str, q: Steps) -> Steps:
         return bound(q, release.terms, release.cap)
     farthest = clip_steps(release.terms) + GaussianNoise(sigma_steps(release.terms)).bound
     if q.max() > farthest or q.min() < -farthest:
-        raise CafeError("CAFE-323", f"The contribution of {site} lies outside what clip and noise can give.",
-                        "It counts as zero; the site should update its kit or find out who wrote the body.")
+        _log.warning("CAFE-323 %s: the contribution of %s lies outside what clip and noise can give and counts as zero.", release.rid, site)
+        return np.zeros_like(q)  # not an error: one site must not be able to stop everybody's round
     return q
 
 

@@ -104,17 +104,18 @@ def cap(q: Steps, limit: int) -> Steps:
     return np.clip(q, -limit, limit)
 
 
-def bound(q: Steps, terms: PrivacyTerms, max_count: int | None = None) -> Steps:
+def bound(q: Steps, terms: PrivacyTerms, most: float | None = None) -> Steps:
     """What a site does to its own contribution and the door does to it once more: cap (votes only), then joint L2 clip.
 
-    Idempotent: the door changes nothing about an honest contribution, bit for bit.
+    ``most``: largest magnitude of one coordinate, in the units of the statistic. Both only ever shrink, and doing it twice
+    changes nothing: the door leaves the contribution of an honest site as it is, bit for bit.
     """
-    if max_count is not None:
-        q = cap(q, max_count * terms.grid)
+    if most is not None:
+        q = cap(q, math.floor(Fraction(most) * terms.grid))
     return clip_to_norm(q, clip_steps(terms))
 
 
-def contribution(x: NDArray[np.floating | np.integer], terms: PrivacyTerms, max_count: int | None = None) -> Steps:
+def contribution(x: NDArray[np.floating | np.integer], terms: PrivacyTerms, most: float | None = None) -> Steps:
     """One site's contribution to one release, ready to be sealed: grid, cap, clip, and under trust "local" its own noise.
 
     Under trust "local" the caller charges its ledger before and seals after, and never calls this twice for one release.
@@ -122,9 +123,9 @@ def contribution(x: NDArray[np.floating | np.integer], terms: PrivacyTerms, max_
     Args:
         x: (d,) every released number, flattened *together*: one clip for all of them.
         terms: of a release with mechanism "gaussian".
-        max_count: per-candidate cap in votes (units of ``x``).
+        most: per-candidate cap in votes (units of ``x``).
     """
-    q = bound(to_grid(x, terms.grid), terms, max_count)
+    q = bound(to_grid(x, terms.grid), terms, most)
     return q + GaussianNoise(sigma_steps(terms)).draw(q.size) if terms.trust == "local" else q
 
 

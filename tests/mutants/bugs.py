@@ -76,11 +76,11 @@ def noise_quantised_coarsely(patch: Patch) -> None:
 
 def clip_after_noise(patch: Patch) -> None:
     """The site clips what it has noised already: the noise is gone, and what is left is not a Gaussian mechanism."""
-    def contribution(x: Any, terms: PrivacyTerms, max_count: int | None = None) -> Steps:
+    def contribution(x: Any, terms: PrivacyTerms, most: float | None = None) -> Steps:
         q = kit.to_grid(x, terms.grid)
         if terms.trust == "local":
             q = q + GaussianNoise(kit.sigma_steps(terms)).draw(q.size)
-        return kit.bound(q, terms, max_count)
+        return kit.bound(q, terms, most)
 
     patch.setattr(kit, "contribution", contribution)
 
@@ -112,7 +112,7 @@ def clip_in_the_largest_coordinate(patch: Patch) -> None:
 
 def no_second_clip_on_the_server(patch: Patch) -> None:
     """Sites are believed."""
-    patch.setattr(privacy, "bound", lambda q, terms, max_count=None: q)
+    patch.setattr(privacy, "bound", lambda q, terms, most=None: q)
 
 
 def a_site_counted_twice(patch: Patch) -> None:
@@ -125,7 +125,7 @@ def missing_sites_shrink_the_divisor(patch: Patch) -> None:
 
 
 def cap_left_to_the_site(patch: Patch) -> None:
-    patch.setattr(privacy, "bound", lambda q, terms, max_count=None: _bound(q, terms))
+    patch.setattr(privacy, "bound", lambda q, terms, most=None: _bound(q, terms))
 
 
 def cap_after_the_release(patch: Patch) -> None:

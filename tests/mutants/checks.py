@@ -33,7 +33,7 @@ def terms(noise_multiplier: float = 4.0, clip_norm: float = 1.0, trust: str = "s
 
 
 def release(length: int, of: PrivacyTerms, roster: tuple[str, ...] = SITES, round: int = 0, statistic: str = "delta",
-            cap: int | None = None) -> privacy.Release:
+            cap: float | None = None) -> privacy.Release:
     return privacy.Release("run", 2, 1, round, statistic, of, roster, length, cap)  # type: ignore[arg-type]
 
 
