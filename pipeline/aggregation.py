@@ -50,6 +50,6 @@ def fedavg(state: State, arrivals: Arrivals, trained: Shapes) -> State:
     if not groups:
         return State(state.round + 1, state.adapter)
     total = sum(weight for weight, _ in groups)
-    step = unflatten(sum(weight / total * mean for weight, mean in groups), trained)
+    step = unflatten(np.sum([weight / total * mean for weight, mean in groups], axis=0), trained)
     moved = {name: (values + step[name]).astype(np.float32) if name in step else values for name, values in state.adapter.items()}
     return State(state.round + 1, moved)

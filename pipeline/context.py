@@ -96,7 +96,7 @@ class RunContext:
         """What an earlier passage kept under this name, or None."""
         return self.store.step(self.run, name)
 
-    def keep(self, name: str, data: bytes | None = None, **facts: Any) -> Step:
+    def keep(self, name: str, data: bytes | None = None, /, **facts: Any) -> Step:
         """Keep a result for good: the blob first, then the row that names it. The first writer of a name wins."""
         sha256 = None if data is None else self.blobs.put(data)
         return self.store.save_step(self.run, self.epoch, name, sha256, facts)

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from cafe_kit.errors import CafeError
@@ -33,7 +34,7 @@ class Round:
     """
 
     name: str  # where its steps are kept, such as "stage1/1/2/votes"
-    stage: int
+    stage: Literal[1, 2]
     attempt: int
     round: int
     sites: tuple[str, ...]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from cafe_kit.errors import CafeError
@@ -24,7 +25,7 @@ from cafe_kit.task import Record
 from cafe_kit.vote import candidates_from_bytes, candidates_to_bytes
 
 from pipeline import prompts
-from pipeline.context import RunContext
+from pipeline.context import Progress, RunContext
 from pipeline.privacy import Release
 from pipeline.rounds import Round, empty_inbox, gather, total
 
@@ -162,7 +163,7 @@ def _ask(
             top_p=settings.top_p,
             stop=asks[0].stop,
             seed=seed,
-            progress=lambda done, of, base=base: tell(base + (goal - base) * done // max(of, 1), goal),
+            progress=partial(_tell_share, tell, base, goal),
         )
         for one, text in zip(asks, texts, strict=True):
             record = prompts.parse(task, one, text)
@@ -180,6 +181,10 @@ def _ask(
     if short:
         ctx.say(f"stage 1: {what}: {short} texts fewer than asked for; dropped: {_told(sieve.counts)}", level="warning")
     return [record for label in task.classes for record in kept[label]], dict(sieve.counts)
+
+
+def _tell_share(tell: Progress, base: int, goal: int, done: int, of: int) -> None:
+    tell(base + (goal - base) * done // max(of, 1), goal)
 
 
 def _asked(lack: int) -> int:

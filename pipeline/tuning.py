@@ -66,7 +66,7 @@ def score(ctx: RunContext, attempt: int, phase: str, round: int, adapter: Step |
         if adapter is not None:
             scorer.unload_adapter(model)
     figure = found.as_json()
-    ctx.keep(name, phase=phase, round=round, **figure)
+    ctx.keep(name, None, phase=phase, round=round, **figure)
     kind = "accuracy" if "accuracy" in figure else "loss"
     ctx.metric(phase, round, kind, float(figure[kind]), found.n)
     shown = f"{figure[kind]:.1%}" if kind == "accuracy" else f"{figure[kind]:.3f}"

@@ -18,7 +18,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
 from cafe_kit.errors import CafeError
 from cafe_kit.failpoints import failpoint
 from cafe_kit.orders import PROTOCOL, HelloParams, Order, PrivacyTerms, Transport, sign
@@ -29,6 +28,7 @@ from pipeline.context import Completes, RunContext, ServesAdapters, Stopped
 from pipeline.generator import Generator, ModelServer
 from pipeline.home import home
 from pipeline.keys import server_keys
+from pipeline.machine import Machine, choose
 from pipeline.plan import plan
 from pipeline.privacy import PrivacyDoor
 from pipeline.settings import RunSettings, load
@@ -39,7 +39,6 @@ from server_store.ledger import Ledger
 from server_store.store import Store
 
 _BEAT_S = 2.0
-_TRAINING_BYTES = 2 * 2**30  # what one training process of the default model may take, with reserve
 
 
 class LazyModels:
@@ -70,31 +69,6 @@ class LazyModels:
             kind: Callable[..., Any] = getattr(importlib.import_module(module), name) if named else ModelServer
             self._server = self._stack.enter_context(kind(self._folder, adapters=self._adapters, dtype=self._dtype))
         return self._server
-
-
-class Machine:
-    """How much of this machine a run uses; chosen once per run from ``settings.machine``, cores and memory."""
-
-    def __init__(self, settings: RunSettings) -> None:
-        asked, cores = settings.machine, os.cpu_count() or 1
-        room = max(1, psutil.virtual_memory().total // 2 // _TRAINING_BYTES)
-        self.slots = asked.compute_slots or max(1, min(cores if cores <= 4 else cores // 4, room))
-        self.threads = asked.threads or max(1, cores // self.slots)
-        self.resident = asked.resident or max(self.slots, min(room, len(settings.sites) + self.slots))
-        self.all_threads = self.slots * self.threads
-        self.dtype = asked.dtype if asked.dtype != "auto" else ("bfloat16" if _native_bfloat16() else "float32")
-
-    def facts(self) -> dict[str, Any]:
-        return {"slots": self.slots, "threads": self.threads, "resident": self.resident, "dtype": self.dtype}
-
-
-def _native_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 itself; emulated, it is slower than float32. A GPU does."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags or Path("/dev/nvidiactl").exists()
 
 
 class Heart:
@@ -218,7 +192,7 @@ def _context(
     base = models.base_model(settings.base_model, told)
     embedder = models.embedder(settings.embedder, told) if settings.names("cpu") else None
     made = plan(settings, adapters.schema(base.path, settings.stage2.target_modules, settings.stage2.lora_rank))
-    machine = Machine(settings)
+    machine = choose(settings)
     ledger = Ledger(where / "ledger.db")
     door = PrivacyDoor(ledger, folder / "releases")
     door.recover()

@@ -195,7 +195,7 @@ class Store:
         where = {"stage": stage, "attempt": attempt, "round": round}
         asked = {key: value for key, value in where.items() if value is not None}
         sql = f"SELECT {_ORDER} FROM orders WHERE run=?" + "".join(f" AND {key}=?" for key in asked) + " ORDER BY rowid"
-        return [OrderRow(*row[:10], json.loads(row[10]), *row[11:]) for row in self._db.execute(sql, (run, *asked.values()))]
+        return [_order(row) for row in self._db.execute(sql, (run, *asked.values()))]
 
     # -- what a person looks at -------------------------------------------------------------------------------------
 
@@ -259,4 +259,10 @@ class Store:
 
 
 def _run(row: tuple[Any, ...]) -> Run:
-    return Run(*row[:11], json.loads(row[11]) if row[11] else None)
+    values = dict(zip(_RUN.split(", "), row, strict=True))
+    return Run(**{**values, "error": json.loads(values["error"]) if values["error"] else None})
+
+
+def _order(row: tuple[Any, ...]) -> OrderRow:
+    values = dict(zip(_ORDER.split(", "), row, strict=True))
+    return OrderRow(**{**values, "numbers": json.loads(values["numbers"])})
