@@ -198,6 +198,8 @@ class RunSettings(_Section):
         twice = sorted({name for name in names if [n.lower() for n in names].count(name.lower()) > 1})
         if twice:
             raise ValueError(f"sites: two sites are called {twice[0]!r}")
+        if any(name.lower().startswith("proxy.") for name in names):
+            raise ValueError("sites: names that begin with 'proxy.' are the server's")
         for stage, kind, quorum in (("stage1", "cpu", self.stage1.quorum), ("stage2", "gpu", self.stage2.quorum)):
             number = len(self.names(kind))
             if quorum and quorum > max(number, 1):
@@ -346,7 +348,7 @@ def _fields_at(location: tuple[Any, ...]) -> list[str]:
 
 def _plain(error: ValidationError) -> CafeError:
     """The first problem in words. Values are the operator's own settings, never a site's data."""
-    first = error.errors()[0]
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a mistyped key explains a missing one
     where = ".".join(str(part) for part in first["loc"]) or "settings"
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])
