@@ -62,14 +62,14 @@ def epsilon_spent(charges: Iterable[Charge], delta: float) -> float:
     The charges are those of *one* site: what several sites spent is never added up.
 
     Raises:
-        CafeError: CAFE-314 if a charge contradicts its terms or the two ways to epsilon disagree.
+        CafeError: CAFE-335 if a charge contradicts its terms or the two ways to epsilon disagree.
     """
     events: Counter[Fraction] = Counter()
     for charge in charges:
         if charge.mu2 is None:
             return math.inf
         if charge.mu2 != Fraction(charge.terms["clip_steps"], charge.terms["sigma_steps"]) ** 2:
-            raise CafeError("CAFE-314", f"The ledger's charge for release {charge.rid} contradicts its own terms.",
+            raise CafeError("CAFE-335", f"The ledger's charge for release {charge.rid} contradicts its own terms.",
                             "Stop all runs and check the ledger (`cafe doctor`).")
         events[charge.mu2] += 1
     return _epsilon(tuple(sorted(events.items())), delta)
@@ -83,7 +83,7 @@ def _epsilon(events: Events, delta: float) -> float:
         return 0.0
     accounted = _accounted_epsilon(events, delta, interval=closed / 2000)
     if not math.isclose(closed, accounted, rel_tol=_AGREEMENT):
-        raise CafeError("CAFE-314", f"Two ways to compute epsilon disagree: {closed:.6g} and {accounted:.6g}.",
+        raise CafeError("CAFE-335", f"Two ways to compute epsilon disagree: {closed:.6g} and {accounted:.6g}.",
                         "Report this; until it is understood no release is made.")
     return float(Context(prec=4, rounding=ROUND_CEILING).create_decimal_from_float(max(closed, accounted)))
 
@@ -122,7 +122,7 @@ def _delta(epsilon: Any, mu: Any) -> Any:
 
 def _check_delta(delta: float) -> None:
     if not 1e-12 <= delta < 1:
-        raise CafeError("CAFE-312", f"Delta {delta:g} is not between 1e-12 and 1.", "Take 1e-5, or less than one over the number of sites.")
+        raise CafeError("CAFE-333", f"Delta {delta:g} is not between 1e-12 and 1.", "Take 1e-5, or less than one over the number of sites.")
 
 
 # --- noise -----------------------------------------------------------------------------------------------------------
@@ -137,13 +137,13 @@ def calibrate(epsilon: float, delta: float, releases: int, clip_norm: float, tru
         clip_norm: L2 bound of one contribution, in the units of the statistic.
 
     Raises:
-        CafeError: CAFE-311 to CAFE-313.
+        CafeError: CAFE-332 to CAFE-334.
     """
     if not (math.isfinite(epsilon) and epsilon > 0):
-        raise CafeError("CAFE-311", f"Epsilon {epsilon:g} is not a positive number.", "Take 1 to 8, or switch privacy off for the stage.")
+        raise CafeError("CAFE-332", f"Epsilon {epsilon:g} is not a positive number.", "Take 1 to 8, or switch privacy off for the stage.")
     _check_delta(delta)
     if releases < 1 or not (math.isfinite(clip_norm) and clip_norm > 0):
-        raise CafeError("CAFE-313", "Noise needs at least one release and a positive clip norm.", "Check rounds and clip norm.")
+        raise CafeError("CAFE-334", "Noise needs at least one release and a positive clip norm.", "Check rounds and clip norm.")
     grid = 2 ** max(0, _CLIP_BITS - math.floor(math.log2(clip_norm)))
     smallest, raised = math.sqrt(releases) / mu_for(epsilon, delta), 0.0
     while True:
@@ -157,11 +157,11 @@ def cost(terms: PrivacyTerms) -> Fraction:
     """mu**2 of one release under ``terms``, exactly: clip_steps**2 / sigma_steps**2.
 
     Raises:
-        CafeError: CAFE-315 for a Gaussian mechanism without noise: that is no guarantee and must not look like one.
+        CafeError: CAFE-336 for a Gaussian mechanism without noise: that is no guarantee and must not look like one.
     """
     sigma = sigma_steps(terms)
     if sigma == 0:
-        raise CafeError("CAFE-315", "A release under a guarantee has no noise.", "Set epsilon, or switch privacy off for the stage.")
+        raise CafeError("CAFE-336", "A release under a guarantee has no noise.", "Set epsilon, or switch privacy off for the stage.")
     return Fraction(clip_steps(terms), sigma) ** 2
 
 
@@ -232,6 +232,6 @@ def _figure(charges: list[Charge], deltas: Mapping[int, float]) -> dict[str, Any
         return {"guarantee": NO_GUARANTEE}
     missing = sorted({c.stage for c in charges} - set(deltas))
     if missing:
-        raise CafeError("CAFE-312", f"No delta was given for stage {missing[0]}.", "Give each stage with a guarantee its delta.")
+        raise CafeError("CAFE-333", f"No delta was given for stage {missing[0]}.", "Give each stage with a guarantee its delta.")
     delta = max(deltas[stage] for stage in {c.stage for c in charges})
     return {"guarantee": GUARANTEE, "epsilon": epsilon_spent(charges, delta), "delta": delta}

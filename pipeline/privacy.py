@@ -10,7 +10,6 @@ Sum, never mean: whoever divides does so afterwards, by a public constant.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -88,7 +87,7 @@ class PrivacyDoor:
         row = self.ledger.find(release.rid)
         if row is None:
             return None
-        if {**row.terms, "weights": None} != {**_described(release), "weights": None}:
+        if row.terms != _described(release):
             raise CafeError("CAFE-662", f"Release {release.rid} was charged under other terms.", "Start a new attempt; it is charged anew.")
         if row.state == "reserved":
             row = self._adopt(row)
@@ -112,7 +111,7 @@ class PrivacyDoor:
         _check(release, contributions, inputs, weights)
         total = aggregate(release, contributions) if release.terms.mechanism == "gaussian" else _mean(contributions, weights)
         failpoint("door.before_reserve")
-        self._reserve(release, inputs, weights)
+        self._reserve(release, inputs)
         failpoint("door.after_reserve")
         body = _draw(release, total)
         failpoint("door.after_draw")
@@ -149,11 +148,11 @@ class PrivacyDoor:
 
     # --- steps ---
 
-    def _reserve(self, release: Release, inputs: Mapping[str, str], weights: Mapping[str, float] | None) -> None:
+    def _reserve(self, release: Release, inputs: Mapping[str, str]) -> None:
         mu2 = cost(release.terms) if release.terms.mechanism == "gaussian" else None
         try:
             self.ledger.reserve(release.rid, release.run, release.stage, release.attempt, release.round, release.statistic,
-                                terms=_described(release, weights), inputs=inputs, charges=dict.fromkeys(release.roster, mu2))
+                                terms=_described(release), inputs=inputs, charges=dict.fromkeys(release.roster, mu2))
         except LedgerError as error:
             raise CafeError(error.code, error.message, error.hint) from error
 
@@ -263,14 +262,12 @@ def _check(release: Release, contributions: Mapping[str, NDArray[Any]], inputs: 
                             "It counts as zero; the site should update its kit.")
 
 
-def _described(release: Release, weights: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """The public terms as the ledger keeps them. Of weights only a hash: sizes of data sets are no business of a ledger."""
+def _described(release: Release) -> dict[str, Any]:
+    """The public terms as the ledger keeps them. No weights: sizes of data sets are no business of a ledger."""
     terms = release.terms
     noised = terms.mechanism == "gaussian"
-    digest = hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest() if weights else None
     return {"mechanism": terms.mechanism, "trust": terms.trust, "unit": terms.unit, "grid": terms.grid, "length": release.length,
-            "clip_steps": clip_steps(terms) if noised else None, "sigma_steps": sigma_steps(terms) if noised else None,
-            "cap": release.cap, "weights": digest}
+            "clip_steps": clip_steps(terms) if noised else None, "sigma_steps": sigma_steps(terms) if noised else None, "cap": release.cap}
 
 
 def _name(rid: str) -> str:

@@ -94,6 +94,20 @@ def test_the_export_alone_proves_the_chain(ledger: Ledger) -> None:
     assert previous == ledger.head()
 
 
+def test_the_program_in_the_documentation_checks_an_export(ledger: Ledger, tmp_path: Path) -> None:
+    """docs/privacy.md prints a program that needs nothing of ours; it must agree, and see a changed cost."""
+    program = (ROOT / "docs" / "privacy.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    ledger.seal(reserve(ledger).rid, SHA, 7)
+    reserve(ledger, round=1, charges={"north": COST * 3, "zürich": None})
+    lines = [json.dumps(entry) + "\n" for entry in ledger.export("run")]
+    (tmp_path / "good.jsonl").write_text("".join(lines), encoding="utf-8")
+    (tmp_path / "bad.jsonl").write_text("".join(lines).replace("1/16", "1/64"), encoding="utf-8")
+    good, bad = (subprocess.run([sys.executable, "-c", program, tmp_path / name], text=True, capture_output=True, check=False,
+                                env={"PYTHONUTF8": "1"}) for name in ("good.jsonl", "bad.jsonl"))
+    assert good.stdout.splitlines() == ["north mu = 0.5000", "south mu = 0.2500", "zürich no formal guarantee"], good.stderr
+    assert bad.returncode == 1 and "entry 1 was altered" in bad.stderr
+
+
 def _edit(ledger: Ledger, *statements: str, triggers: bool = False) -> None:
     db = sqlite3.connect(ledger.path, isolation_level=None)
     if not triggers:
