@@ -7,12 +7,13 @@ what a stage does.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from cafe_kit.orders import Blob
 
 from pipeline.evaluation import Scores
@@ -62,6 +63,8 @@ class Models(Protocol):
     def generator(self) -> Completes: ...
 
     def scorer(self) -> ServesAdapters: ...
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray: ...
 
 
 class Stopped(Exception):

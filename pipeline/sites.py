@@ -240,6 +240,11 @@ class _Process:
     def await_ready(self, deadline: float) -> dict[str, str]:
         """Wait for the first line; returns site → public key in hexadecimal."""
         line = self.receive(deadline)
+        if line is not None and isinstance(line.get("failed"), dict):
+            self.stop()
+            raise CafeError(
+                str(line["failed"].get("code", "CAFE-123")), str(line["failed"].get("sentence", "")), "Mend the site's home or settings."
+            )
         if line is None or not isinstance(line.get("ready"), dict):
             self.stop(now=True)
             raise CafeError("CAFE-123", f"The site's process did not start ({self.epitaph()}).", "Its log in the run's folder says more.")

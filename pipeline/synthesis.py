@@ -130,7 +130,8 @@ def _expand(ctx: RunContext, attempt: int, survivors: Sequence[Record]) -> list[
     """The synthetic set: the survivors, and few-shot texts like them until every class has its quota."""
     task = ctx.plan.task
     wanted = ctx.settings.stage1.synthetic_per_label
-    made, dropped = _ask(ctx, attempt, 0, "expand", wanted, survivors, lambda label, rng: prompts.expand(task, label, survivors, rng))
+    shown = [*survivors, *ctx.settings.examples()]
+    made, dropped = _ask(ctx, attempt, 0, "expand", wanted, survivors, lambda label, rng: prompts.expand(task, label, shown, rng))
     ctx.say(f"stage 1: dropped while expanding: {_told(dropped)}")
     return made
 
@@ -145,7 +146,7 @@ def _ask(
     """
     task, settings = ctx.plan.task, ctx.settings.stage1
     kept = {label: [record for record in held if task.class_of(record) == label] for label in task.classes}
-    sieve = prompts.Filter(task, [*held, *ctx.settings.examples()])
+    sieve = prompts.Filter(task, [*held, *ctx.settings.examples()], embed=ctx.models.embed)
     goal = wanted * len(task.classes)
     tell = ctx.progress(f"stage 1: {what}")
     for number in range(_PASSES):

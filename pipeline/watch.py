@@ -95,7 +95,7 @@ def runs_table(runs: list[Run]) -> Table:
     """All runs, the newest first."""
     table = Table()
     for name in ("run", "state", "started (UTC)", "took", "folder"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name == "run")
     for run in runs:
         begun = time.strftime("%Y-%m-%d %H:%M", time.gmtime(run.started)) if run.started else "-"
         took = f"{(run.finished or time.time()) - run.started:.0f} s" if run.started else "-"

@@ -13,11 +13,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+from cafe_kit.embed import Embedder
 from cafe_kit.errors import CafeError
 from cafe_kit.failpoints import failpoint
 from cafe_kit.orders import PROTOCOL, HelloParams, Order, PrivacyTerms, Transport, sign
@@ -44,9 +46,13 @@ _BEAT_S = 2.0
 class LazyModels:
     """Our model server, started when first asked; stage 1 may use another server (``stage1.generator``)."""
 
-    def __init__(self, stack: ExitStack, settings: RunSettings, folder: Path, adapter_root: Path, dtype: str) -> None:
+    def __init__(
+        self, stack: ExitStack, settings: RunSettings, folder: Path, embedder: Path | None, adapter_root: Path, dtype: str
+    ) -> None:
         self._stack, self._settings, self._folder, self._adapters, self._dtype = stack, settings, folder, adapter_root, dtype
         self._server: Any = None
+        self._embedder_folder = embedder
+        self._embedder: Embedder | None = None
 
     @property
     def base(self) -> str:
@@ -60,6 +66,15 @@ class LazyModels:
 
     def scorer(self) -> ServesAdapters:
         return self._started().scorer()  # type: ignore[no-any-return]
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors (n, dim) of public texts, by the embedder that the sites vote with."""
+        if hasattr(self._started(), "embed"):
+            return self._started().embed(texts)  # type: ignore[no-any-return]
+        if self._embedder is None:
+            assert self._embedder_folder is not None
+            self._embedder = Embedder(self._embedder_folder)
+        return self._embedder.embed(texts)
 
     def _started(self) -> Any:
         if self._server is None:
@@ -213,7 +228,7 @@ def _context(
         door=door,
         keys=server_keys(where),
         sites=sites,
-        models=LazyModels(stack, settings, base.path, folder / "adapters", machine.dtype),
+        models=LazyModels(stack, settings, base.path, embedder.path if embedder else None, folder / "adapters", machine.dtype),
         base_model=base,
         embedder=embedder,
         command=lambda: heart.command,

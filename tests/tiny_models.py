@@ -69,6 +69,10 @@ class TinyModels:
             progress(len(prompts), len(prompts))
         return texts
 
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """All alike, so that no text is nearer to another class than to its own."""
+        return np.ones((len(texts), 4)) / 2
+
     def load_adapter(self, name: str, folder: Path) -> None:
         self._loaded[name] = hash_file(folder / "adapter_model.safetensors")
 
