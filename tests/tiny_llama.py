@@ -48,15 +48,19 @@ def write_model(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def write_adapter(folder: Path, seed: int, alpha: float = 64.0, rank: int = 4, **config: object) -> Path:
-    """A PEFT folder: a random pair on every query projection, strong enough to change what the model says."""
+def write_adapter(folder: Path, seed: int, alpha: float = 64.0, size: tuple[int, int] = (LAYERS, HIDDEN), **config: object) -> Path:
+    """A PEFT folder: a random pair of rank 4 on every query projection, strong enough to change what the model says.
+
+    ``size``: layers and hidden size of another Llama whose query projections are square.
+    """
+    (layers, hidden), rank = size, 4
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
     tensors = {}
-    for layer in range(LAYERS):
+    for layer in range(layers):
         name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
-        tensors[f"{name}.lora_A.weight"] = random.normal(size=(rank, HIDDEN)).astype(np.float32)
-        tensors[f"{name}.lora_B.weight"] = random.normal(size=(HIDDEN, rank)).astype(np.float32)
+        tensors[f"{name}.lora_A.weight"] = random.normal(size=(rank, hidden)).astype(np.float32)
+        tensors[f"{name}.lora_B.weight"] = random.normal(size=(hidden, rank)).astype(np.float32)
     save_file(tensors, folder / "adapter_model.safetensors")
     text = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": ["q_proj"], "inference_mode": True, **config}
     (folder / "adapter_config.json").write_text(json.dumps(text))
