@@ -267,7 +267,8 @@ def _described(release: Release) -> dict[str, Any]:
     terms = release.terms
     noised = terms.mechanism == "gaussian"
     return {"mechanism": terms.mechanism, "trust": terms.trust, "unit": terms.unit, "grid": terms.grid, "length": release.length,
-            "clip_steps": clip_steps(terms) if noised else None, "sigma_steps": sigma_steps(terms) if noised else None, "cap": release.cap}
+            "clip_steps": clip_steps(terms) if noised else None, "sigma_steps": sigma_steps(terms) if noised else None, "cap": release.cap,
+            "roster": sorted(release.roster)}
 
 
 def _name(rid: str) -> str:

@@ -253,7 +253,8 @@ def test_other_refusals_before_anything_is_charged(folder: Path) -> None:
 def test_another_description_of_a_charged_release_is_refused(folder: Path) -> None:
     gate, of = door(folder), release(3, terms())
     gate.release(of, {"east": _ZEROS}, hashes({"east": _ZEROS}))
-    for other in (release(3, terms(5.0)), release(4, terms()), release(3, terms(clip_norm=2.0)), release(3, terms(trust="local"))):
+    for other in (release(3, terms(5.0)), release(4, terms()), release(3, terms(clip_norm=2.0)), release(3, terms(trust="local")),
+                  release(3, terms(), SITES[:2]), release(3, terms(), cap=0.5)):
         with pytest.raises(CafeError, match="CAFE-662"):
             gate.release(other, {}, {})
 

@@ -88,7 +88,7 @@ def noise_has_the_exact_shape(folder: Path) -> None:
 
 
 def noise_is_never_used_twice(folder: Path) -> None:
-    """No vector twice over sites and over rounds, and none correlated with another: |r| < 6 / sqrt(n)."""
+    """No vector twice over sites and over rounds, and none correlated with another: |r| < 7 / sqrt(n)."""
     length = 2_000
     local, server = terms(trust="local"), terms()
     drawn = [kit.contribution(np.zeros(length), local) for _ in range(20)]
