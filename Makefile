@@ -14,58 +14,42 @@ SHELL := /bin/bash
 PYTHON ?= python3
 TORCH ?=
 BIN := .venv/bin
-STAMP := .venv/.installed
-PIP := $(BIN)/python -m pip --disable-pip-version-check --retries 2
 PYTEST := $(BIN)/python -m pytest
 SYSTEM_PACKAGES := chromium
 QUICK := not heavy and not system and not soak
 
 .PHONY: run demo test check soak lint format clean install system
-.DELETE_ON_ERROR:
 
-run: $(STAMP)
+run: install
 	$(BIN)/cafe serve
 
-demo: $(STAMP)
+demo: install
 	$(BIN)/python -m pipeline.models
 	$(BIN)/cafe demo
 
-test: $(STAMP) system
+test: install system
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m "$(QUICK)"
 	$(BIN)/python -m pipeline.models
 	$(PYTEST) -m "(heavy or system) and not soak"
 
-check: $(STAMP)
+check: install
 	OMP_NUM_THREADS=1 $(PYTEST) -q -n 2 -m "$(QUICK)"
 
-soak: $(STAMP)
+soak: install
 	$(BIN)/python -m pipeline.models
 	$(PYTEST) -m soak
 
-lint: $(STAMP)
+lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(STAMP)
+format: install
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-install: $(STAMP)
-
-# .unfinished stands while packages are written: whoever finds it starts from an empty folder, since pip cannot tell a
-# half-written package from a whole one. Downloads are in pip's cache by then.
-$(STAMP): requirements.txt pyproject.toml client_kits/pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("Café au Lait needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)" if sys.version_info < (3, 11) else 0)'
-	@if [ -e .venv/.unfinished ]; then rm -rf .venv; fi
-	@echo "Setting up .venv (once; a few minutes and about 3 GB)"
-	@mkdir -p .venv && touch .venv/.unfinished
-	@$(PYTHON) -m venv .venv || { echo "Python could not make .venv; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
-	@{ $(if $(TORCH),$(PIP) install "$$(grep '^torch==' requirements.txt)" --index-url https://download.pytorch.org/whl/$(TORCH) &&) \
-	  $(PIP) install -r requirements.txt && $(PIP) check; } \
-	  || { echo; echo "Set-up stopped: pip could not install everything; its reason is above. Check the network and the disk, then run the same command again."; exit 1; }
-	@rm .venv/.unfinished
-	@touch $@
+install:
+	@$(PYTHON) -m pipeline.environment $(TORCH)
 
 # Installed only where that needs no password; otherwise the tests that want them say so when they are skipped.
 system:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +30,14 @@ def cafe_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home.mkdir(mode=0o700)
     monkeypatch.setenv("CAFE_HOME", str(home))
     return home
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _float_state_ends_with_the_module() -> Iterator[None]:
+    """A base model that was loaded in this process flushes denormal floats to zero, which hypothesis does not bear."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")
