@@ -104,6 +104,7 @@ class Stage1Settings(_Section):
     max_tokens: Annotated[int, Field(ge=4)] = Field(48, description="longest text the generator may write, in tokens")
     max_votes_per_candidate: Positive = Field(8, description="votes of one site for one candidate that count")
     clip_norm: PositiveFloat = Field(1.0, description="L2 norm to which a site's votes over all labels are clipped")
+    vote_cap: Annotated[float, Field(gt=0, le=1)] = Field(0.25, description="share of clip_norm that one site may give one candidate")
     quorum: Positive | None = Field(None, description="sites that must answer a round; half of them when left out")
     deadline_s: PositiveFloat = Field(600.0, description="seconds a site may take for a round, from the moment it may compute")
     approve: Literal["automatic", "operator"] = Field("automatic", description="operator: the run waits for approval of the synthetic set")

@@ -99,7 +99,7 @@ def _pool(ctx: RunContext, attempt: int, t: int, survivors: Sequence[Record]) ->
 def _vote(ctx: RunContext, attempt: int, t: int, pool: Sequence[Record]) -> np.ndarray:
     """The released votes for each candidate, (len(pool),): a noised sum, or the plain sum where the run has no privacy."""
     settings, weak, terms = ctx.settings.stage1, ctx.settings.names("cpu"), ctx.plan.votes
-    release = Release(ctx.run, 1, attempt, t, "votes", terms, weak, len(pool))
+    release = Release(ctx.run, 1, attempt, t, "votes", terms, weak, len(pool), settings.vote_cap * settings.clip_norm)
     released = ctx.door.find(release)
     if released is None:
         step = ctx.step(f"stage1/{attempt}/{t}/candidates")

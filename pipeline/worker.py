@@ -210,7 +210,7 @@ def _context(
     machine = choose(settings)
     ledger = Ledger(where / "ledger.db")
     door = PrivacyDoor(ledger, folder / "releases")
-    door.recover()
+    door.recover(run_id)
     keys: dict[str, str] = {step.name.removeprefix("site/"): step.facts["key"] for step in store.steps(run_id, "site/")}
     tell = lambda site, phase, done, of: None  # noqa: E731
     sites = stack.enter_context(

@@ -23,7 +23,9 @@ PRIVATE = {"privacy": {"epsilon": 8, "delta": 1e-5, "accept_noise": True}}
 
 def killed_and_resumed(folder, kills, rng, **settings):
     """A run that is killed ``kills`` times, at named failpoints and at random times, then carried to its end."""
-    federation = Federation(folder, **settings)
+    federation = Federation(
+        folder, stage1={"quorum": 3}, stage2={"quorum": 2}, **settings
+    )  # all of them: a round closes with the same bodies
     run = federation.create()
     seen = set()
     fired = Counter()
@@ -42,6 +44,8 @@ def killed_and_resumed(folder, kills, rng, **settings):
             once.unlink()
         assert federation.wait_for_no_processes(), "an orphan survived its worker"
         seen |= federation.bodies(run)
+        if federation.store.run(run).state == "Failed":
+            federation.store.queue(run)
         if federation.store.run(run).state == "Done":
             break
     if federation.store.run(run).state != "Done":
