@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cafe_kit import attention, decode
+from cafe_kit import attention, decode, packed
 from cafe_kit.errors import CafeError
 from cafe_kit.label_tree import LabelTree
 from cafe_kit.lora import Adapters
@@ -94,9 +94,14 @@ class BaseModel:
         ``pairs``: token ids of prompt and answer; the answer's last token is predicted and not fed.
         """
         rows = [prompt + answer[:-1] for prompt, answer in pairs]
+        wanted = [(n, len(prompt) - 1 + i) for n, (prompt, answer) in enumerate(pairs) for i in range(len(answer))]
         width = max(map(len, rows))
-        positions = [n * width + len(prompt) - 1 + i for n, (prompt, answer) in enumerate(pairs) for i in range(len(answer))]
-        logits = self.logits_at(self._padded(rows, width), positions)
+        if packed.fits(self.model, width):
+            layout = packed.Layout(rows, min(len(prompt) for prompt, _ in pairs) - 1)
+            asked = torch.tensor([layout.at(row, position) for row, position in wanted])
+            logits = self.model.get_output_embeddings()(packed.hidden_states(self.model, layout, asked))
+        else:
+            logits = self.logits_at(self._padded(rows, width), [row * width + position for row, position in wanted])
         targets = torch.tensor([token for _, answer in pairs for token in answer], device=self.device)
         return F.cross_entropy(logits.float(), targets, reduction="none")
 

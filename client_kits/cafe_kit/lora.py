@@ -8,6 +8,7 @@ the base model's type, on float32 master weights, and what it trains is loaded b
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,11 +50,39 @@ class LoraLinear(nn.Module):
         self.A = self.B = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.base(x)
         if self.A is None or self.B is None:
-            return y
-        low = F.linear(x, self.A.to(x.dtype))
-        return y + F.linear(low, (self.B * self.scale).to(x.dtype))
+            return self.base(x)
+        return _LoraProduct.apply(x, self.base.weight, self.base.bias, self.A, self.B, self.scale)
+
+
+class _LoraProduct(torch.autograd.Function):
+    """``LoraLinear``'s formula and its gradients; the weight is frozen, so it has none, and ``A``, ``B`` get theirs in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor,
+                scale: float) -> torch.Tensor:
+        a, b = a.to(x.dtype), (b * scale).to(x.dtype)
+        y = F.linear(x, weight, bias)
+        low = F.linear(x, a)
+        y.view(-1, y.shape[-1]).addmm_(low.view(-1, low.shape[-1]), b.t())
+        ctx.save_for_backward(x, weight, a, b, low)
+        ctx.scale = scale
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        x, weight, a, b, low = ctx.saved_tensors
+        flat, d_low = grad.reshape(-1, grad.shape[-1]), grad @ b
+        need_x, _, _, need_a, need_b, _ = ctx.needs_input_grad
+        d_x = d_a = d_b = None
+        if need_x:
+            d_x = grad @ weight
+            d_x.view(-1, d_x.shape[-1]).addmm_(d_low.view(-1, d_low.shape[-1]), a)
+        if need_a:
+            d_a = (d_low.view(-1, d_low.shape[-1]).t() @ x.reshape(-1, x.shape[-1])).float()
+        if need_b:
+            d_b = (flat.t() @ low.view(-1, low.shape[-1])).float().mul_(ctx.scale)
+        return d_x, None, None, d_a, d_b, None
 
 
 def module_pairs(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

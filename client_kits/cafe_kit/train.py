@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from cafe_kit.base_model import BaseModel
+from cafe_kit.base_model import BaseModel, by_length
 from cafe_kit.errors import CafeError
 from cafe_kit.orders import TrainParams
 from cafe_kit.task import Record, Task
@@ -21,7 +21,6 @@ from cafe_kit.task import Record, Task
 MAX_GRADIENT_NORM = 1.0  # every step's gradient is clipped to this L2 norm over all trained tensors
 MAX_WEIGHT = 1e4  # a trained weight beyond this is no adapter any more
 PASS_TOKENS = 512  # padded tokens in one pass with gradients; a larger batch is several passes, summed
-_PASS_COST = 32  # what one more pass costs, in tokens
 _WINDOW = 16  # batches among which records are exchanged to bring similar lengths together
 Pair = tuple[list[int], list[int]]
 
@@ -102,26 +101,6 @@ def batches(pairs: Sequence[Pair], params: TrainParams, seed: str) -> Iterator[l
             yield [pairs[i] for i in batch]
 
 
-def passes(batch: Sequence[Pair]) -> list[list[Pair]]:
-    """The batch, sorted by length, in the consecutive parts that cost least: padded tokens, plus a little for each pass."""
-    rows = sorted(batch, key=lambda pair: len(pair[0]) + len(pair[1]))
-    lengths = [len(prompt) + len(answer) for prompt, answer in rows]
-    best: list[tuple[float, int]] = [(0.0, 0)]  # for the first n rows: least cost, and where their last part begins
-    for end in range(1, len(rows) + 1):
-        costs = []
-        for start in range(end):
-            tokens = lengths[end - 1] * (end - start)
-            if tokens <= PASS_TOKENS or start == end - 1:
-                costs.append((best[start][0] + tokens + _PASS_COST, start))
-        best.append(min(costs))
-    parts, end = [], len(rows)
-    while end:
-        start = best[end][1]
-        parts.append(rows[start:end])
-        end = start
-    return parts
-
-
 def _trained(params: TrainParams, base: BaseModel) -> dict[str, torch.nn.Parameter]:
     names = {"A+B": ("lora_A.weight", "lora_B.weight"), "B": ("lora_B.weight",)}[params.trained]
     trained = {name: tensor for name, tensor in base.adapters.parameters().items() if name.endswith(names)}
@@ -154,8 +133,8 @@ def backward(base: BaseModel, batch: Sequence[Pair]) -> float:
     """Add the gradient of the batch's mean answer loss to the trained tensors; returns that loss."""
     tokens = sum(len(answer) for _, answer in batch)
     total = 0.0
-    for part in passes(batch):
-        loss = base.answer_nll(part).sum() / tokens
+    for part in by_length([len(prompt) + len(answer) for prompt, answer in batch], PASS_TOKENS):
+        loss = base.answer_nll([batch[i] for i in part]).sum() / tokens
         loss.backward()
         total += float(loss.detach())
     return total
