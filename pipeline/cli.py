@@ -54,7 +54,15 @@ def demo(
 
     folder = home() / "demo" / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    _run(load(write(folder, seed)), out, format)
+    settings = load(write(folder, seed))
+    under_way = launch.store().active_run(settings.name)
+    if under_way is None:
+        _run(settings, out, format)
+        return
+    _console.print(f"A demo is under way already ({under_way.shown_state}); going on with {under_way.id}.", highlight=False)
+    if under_way.shown_state == "Lost contact":
+        launch.resume(under_way.id)
+    _ended(watch.follow(launch.store(), under_way.id, _quiet(format)), format)
 
 
 @app.command()
