@@ -6,6 +6,7 @@ Knows words and exit codes: 0 done, 1 failed, 2 settings or usage, 5 refused for
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from enum import StrEnum
@@ -158,6 +159,14 @@ def doctor(format: AsFormat = Format.text) -> None:
 @app.command()
 def serve(port: Annotated[int, typer.Option(help="on 127.0.0.1", min=1, max=65535)] = 8501) -> None:
     """Open the console in a browser (an early form: it lists the runs)."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise CafeError(
+                "CAFE-681", f"Port {port} of this machine is in use.", "Open the console that runs there, or name another --port."
+            ) from None
     page = Path(__file__).resolve().parents[1] / "app" / "console.py"
     command = [sys.executable, "-m", "streamlit", "run", str(page), "--server.address", "127.0.0.1", "--server.port", str(port)]
     raise typer.Exit(subprocess.run(command, cwd=page.parents[1], check=False).returncode)

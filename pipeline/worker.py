@@ -151,9 +151,13 @@ def carry(run_id: str) -> int:
             state = "Failed"
         finally:
             heart.stop()
-        if error:
-            store.event(run_id, f"{error['code']} {error['message']}", level="error")
-        store.finish(run_id, epoch, state, error)
+        try:
+            if error:
+                store.event(run_id, f"{error['code']} {error['message']}", level="error")
+            store.finish(run_id, epoch, state, error)
+        except StoreError as last:  # a full disk, or another worker: the run shows as Lost contact, or as the other's
+            print(error or "", last, file=sys.stderr)
+            return 1
     return 0 if state != "Failed" else 1
 
 

@@ -240,13 +240,16 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
         try:
+            self._db.execute("BEGIN IMMEDIATE")
             yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
+            self._db.execute("COMMIT")
+        except BaseException as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError):
+                raise _no_write(error) from error
             raise
-        self._db.execute("COMMIT")
 
     def _own(self, run: str, epoch: int) -> None:
         row = self._db.execute("SELECT epoch FROM runs WHERE id=?", (run,)).fetchone()
@@ -256,6 +259,16 @@ class Store:
     def _fenced(self, sql: str, values: tuple[Any, ...]) -> None:
         if self._db.execute(sql, values).rowcount != 1:
             raise StoreError("CAFE-656", "Another worker has taken over this run.", "Nothing to do; this one ends.")
+
+
+def _no_write(error: sqlite3.OperationalError) -> StoreError:
+    if "locked" in str(error):
+        return StoreError(
+            "CAFE-661", "The store was in use for half a minute.", "Try again; if it stays so, look for a process that hangs."
+        )
+    return StoreError(
+        "CAFE-652", f"The store cannot be written ({error}).", "Make room on the disk, then resume the run; nothing was lost."
+    )
 
 
 def _run(row: tuple[Any, ...]) -> Run:
