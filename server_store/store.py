@@ -264,7 +264,7 @@ class Store:
 def _no_write(error: sqlite3.OperationalError) -> StoreError:
     if "locked" in str(error):
         return StoreError(
-            "CAFE-661", "The store was in use for half a minute.", "Try again; if it stays so, look for a process that hangs."
+            "CAFE-650", "The store was in use for half a minute.", "Try again; if it stays so, look for a process that hangs."
         )
     return StoreError(
         "CAFE-652", f"The store cannot be written ({error}).", "Make room on the disk, then resume the run; nothing was lost."
