@@ -53,7 +53,7 @@ def main(torch: str = "") -> int:
         UNFINISHED.touch()
         if subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=False).returncode:
             return _told("CAFE-679 Python could not make .venv. On Debian and Ubuntu: apt-get install python3-venv")
-        if not all(_pip(*arguments) for arguments in _steps(torch)):
+        if not all(_pip(lock.fileno(), *arguments) for arguments in _steps(torch)):
             return _told(_reason())
         UNFINISHED.unlink()
         INSTALLED.touch()
@@ -72,11 +72,15 @@ def _steps(torch: str) -> list[tuple[str, ...]]:
     return [*(own_torch if torch else []), ("install", "-r", "requirements.txt"), ("check",)]
 
 
-def _pip(*arguments: str) -> bool:
-    """Run pip with its words in the log, and one of them in a hundred on the screen."""
+def _pip(lock: int, *arguments: str) -> bool:
+    """Run pip with its words in the log, and one of them in a hundred on the screen. It holds the lock, should we be killed."""
     command = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input", "--retries=2", *arguments]
     begun, packages = time.monotonic(), 0
-    with LOG.open("a") as log, subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
+    pipe = subprocess.PIPE
+    with (
+        LOG.open("a") as log,
+        subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=subprocess.STDOUT, text=True, pass_fds=(lock,)) as pip,
+    ):
         assert pip.stdout is not None
         for line in pip.stdout:
             log.write(line)
