@@ -20,66 +20,15 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import numpy as np
 from cafe_kit.errors import CafeError
 
-OURS = "cafe-au-lait"  # what our server answers as the owner of its models
+from pipeline.endpoint import OURS, Endpoint, Obituary
+
 Progress = Callable[[int, int], None]  # (done, total)
 _ROWS = 64  # prompts in one request to our server, which computes them as one batch
 _IN_FLIGHT = 64  # requests at a time to another server, which makes batches of them itself
-_TIMEOUT_S = 900.0  # for one request; our server may have a queue
-
-
-class _Endpoint:
-    """One connection to an OpenAI-compatible server; what goes wrong there becomes a ``CafeError``."""
-
-    def __init__(self, base_url: str, api_key: str, obituary: Callable[[], CafeError | None] = lambda: None) -> None:
-        from openai import DefaultHttpxClient, OpenAI
-
-        self.url = base_url.rstrip("/").removesuffix("/v1")
-        self._obituary = obituary
-        local = urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
-        self._client = OpenAI(
-            base_url=f"{self.url}/v1",
-            api_key=api_key or "none",
-            timeout=_TIMEOUT_S,
-            max_retries=2,
-            http_client=DefaultHttpxClient(trust_env=not local),  # a proxy must not see what stays on this machine
-        )
-
-    def get(self, path: str) -> Any:
-        return self._ask(lambda: self._client.get(f"{self.url}{path}", cast_to=object))
-
-    def post(self, path: str, body: dict[str, Any]) -> Any:
-        return self._ask(lambda: self._client.post(f"{self.url}{path}", body=body, cast_to=object))
-
-    def _ask(self, call: Callable[[], Any]) -> Any:
-        import openai
-
-        try:
-            return call()
-        except openai.APIConnectionError as error:
-            late = isinstance(error, openai.APITimeoutError)
-            what = f"gave no answer within {_TIMEOUT_S:.0f} s" if late else "cannot be reached"
-            raise self._obituary() or CafeError(
-                "CAFE-501", f"The model server at {self.url} {what}.", "Check that it runs and that the address in the settings is right."
-            ) from None
-        except (openai.AuthenticationError, openai.PermissionDeniedError):
-            raise CafeError(
-                "CAFE-502", f"The model server at {self.url} refused the key.", "Put the server's API key into the settings."
-            ) from None
-        except openai.APIStatusError as error:
-            raise self._obituary() or _refusal(self.url, error.status_code, error.body) from None
-
-
-def _refusal(url: str, status: int, body: object) -> CafeError:
-    """What a server's error answer says; only our own server's words are passed on, another's may repeat a prompt."""
-    told = body if isinstance(body, dict) else {}
-    if re.fullmatch(r"CAFE-\d{3}", str(told.get("code"))):
-        return CafeError(told["code"], str(told.get("message", "")), str(told.get("hint", "")))
-    return CafeError("CAFE-509", f"The model server at {url} refused the request (HTTP {status}).", "Its own log says why.")
 
 
 class Generator:
@@ -92,9 +41,9 @@ class Generator:
         obituary: says why the server is gone, where somebody knows (``ModelServer``).
     """
 
-    def __init__(self, base_url: str, api_key: str, model: str, obituary: Callable[[], CafeError | None] = lambda: None) -> None:
+    def __init__(self, base_url: str, api_key: str, model: str, obituary: Obituary = lambda: None) -> None:
         self.model = model
-        self._server = _Endpoint(base_url, api_key, obituary)
+        self._server = Endpoint(base_url, api_key, obituary)
         self._ours: bool | None = None
 
     def models(self) -> list[str]:
@@ -186,16 +135,16 @@ def _stream(seed: int, row: int) -> int:
 class Scorer:
     """Log-probabilities and losses from our model server (another server cannot score a label list in one request)."""
 
-    def __init__(self, base_url: str, api_key: str, obituary: Callable[[], CafeError | None] = lambda: None) -> None:
-        self._server = _Endpoint(base_url, api_key, obituary)
+    def __init__(self, base_url: str, api_key: str, obituary: Obituary = lambda: None) -> None:
+        self._server = Endpoint(base_url, api_key, obituary)
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Serve the PEFT folder as model ``name``; a name stays with its weights. CAFE-508 if it cannot be served."""
-        self._server.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(Path(folder).resolve())})
+        self._server.tell("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(Path(folder).resolve())})
 
     def unload_adapter(self, name: str) -> None:
         """Forget the adapter. CAFE-503 if there is none of this name."""
-        self._server.post("/v1/unload_lora_adapter", {"lora_name": name})
+        self._server.tell("/v1/unload_lora_adapter", {"lora_name": name})
 
     def label_logprobs(self, model: str, prompts: Sequence[str], options: Sequence[str]) -> np.ndarray:
         """(n, k) float64: total natural log-probability of each of k options directly after each of n prompts."""

@@ -16,6 +16,7 @@ import asyncio
 import ctypes
 import hmac
 import json
+import logging
 import os
 import signal
 import socket
@@ -31,6 +32,7 @@ import anyio.to_thread
 import uvicorn
 from cafe_kit.errors import CafeError
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
@@ -39,7 +41,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline import openai_api as api
-from pipeline.generator import OURS
+from pipeline.endpoint import OURS
 from pipeline.served_model import Job, Sampling, ServedModel, Stopped, Text
 
 _MAX_BODY = 16 * 2**20
@@ -115,8 +117,9 @@ class Service:
 
         watcher = asyncio.create_task(watch())
         try:
-            return await anyio.to_thread.run_sync(work, job, limiter=self._slots)
+            return await anyio.to_thread.run_sync(work, job, limiter=self._slots, abandon_on_cancel=True)
         finally:
+            job.stop()
             watcher.cancel()
 
 
@@ -182,7 +185,12 @@ def _refuse(error: CafeError) -> JSONResponse:
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    return Response(status_code=499) if isinstance(error, Stopped) else _refuse(_as_cafe(error))
+    if isinstance(error, Stopped):
+        return Response(status_code=499)  # nobody reads it
+    if isinstance(error, HTTPException):
+        refusal = CafeError("CAFE-509", f"The request was refused: {error.detail}.", "Correct the request.")
+        return JSONResponse(api.error_body(refusal), error.status_code)
+    return _refuse(_as_cafe(error))
 
 
 def application(model: ServedModel, key: str, on_start: Callable[[], None]) -> Starlette:
@@ -205,7 +213,7 @@ def application(model: ServedModel, key: str, on_start: Callable[[], None]) -> S
         on_start()
         yield
 
-    handlers = {CafeError: _on_error, Stopped: _on_error, MemoryError: _on_error, RuntimeError: _on_error, Exception: _on_error}
+    handlers = dict.fromkeys((CafeError, Stopped, HTTPException, Exception), _on_error)
     return Starlette(routes=routes, middleware=guards, exception_handlers=handlers, lifespan=lifespan, max_body_size=_MAX_BODY)
 
 
@@ -246,7 +254,10 @@ def serve(arguments: argparse.Namespace, key: str, tell: Callable[[dict[str, obj
     model = ServedModel(base, arguments.model.resolve().name, arguments.adapters)
     ready = {"port": listener.getsockname()[1], "model": model.name}
     app = application(model, key, lambda: tell(ready))
-    config = uvicorn.Config(app, log_level="error", access_log=False, server_header=False, timeout_keep_alive=75)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # a logged exception may repeat a prompt
+    config = uvicorn.Config(
+        app, log_level="critical", access_log=False, server_header=False, timeout_keep_alive=75, timeout_graceful_shutdown=2
+    )
     uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -122,9 +122,11 @@ class _Other(BaseHTTPRequestHandler):
         self._say({"id": "x", "object": "text_completion", "choices": choices[::-1]}, self.status)
 
     def _say(self, body: dict[str, Any], status: int) -> None:
-        data = json.dumps(body).encode()
+        self._send(json.dumps(body).encode(), status, "application/json")
+
+    def _send(self, data: bytes, status: int, kind: str) -> None:
         self.send_response(status)
-        self.send_header("content-type", "application/json")
+        self.send_header("content-type", kind)
         self.send_header("content-length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -168,6 +170,15 @@ def test_anothers_error_text_is_not_passed_on(other: tuple[type[_Other], Generat
     with pytest.raises(CafeError) as refused:
         generator.complete(["a secret"], max_tokens=3)
     assert refused.value.code == "CAFE-509" and "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("kind", "data"), [("text/html", b"<html>"), ("application/json", b"{"), ("application/json", b"[]")])
+def test_an_address_where_something_else_answers(other: tuple[type[_Other], Generator], kind: str, data: bytes) -> None:
+    handler, generator = other
+    handler.do_GET = lambda self: self._send(data, 200, kind)
+    with pytest.raises(CafeError, match="does not speak") as found:
+        generator.check()
+    assert found.value.code == "CAFE-501"
 
 
 def test_a_failing_progress_bar_ends_the_work(other: tuple[type[_Other], Generator]) -> None:

@@ -230,7 +230,10 @@ def test_a_foreign_host_and_a_foreign_origin(raw: httpx.Client) -> None:
 
 
 def test_a_body_that_is_too_large(raw: httpx.Client) -> None:
-    assert raw.post("/v1/completions", content=b" " * (17 * 2**20)).status_code == 413
+    for content in (b" " * (17 * 2**20), iter([b" " * 2**20] * 17)):  # with its length told, and without
+        answer = raw.post("/v1/completions", content=content)
+        assert answer.status_code == 413
+    assert raw.get("/nowhere").json()["error"]["code"] == "CAFE-509"
 
 
 def test_it_listens_on_loopback_only(server: ModelServer) -> None:

@@ -48,6 +48,7 @@ def prepare(folder: Path) -> Path:
     subprocess.run([*pip, "--no-deps", VLLM], check=True, stdout=sys.stderr)
     listed = subprocess.run([python, "-c", _DEPENDENCIES.format(left_out=_LEFT_OUT)], check=True, capture_output=True, text=True)
     subprocess.run([*pip, TORCH, *listed.stdout.split("\n")[:-1]], check=True, stdout=sys.stderr)
+    subprocess.run([str(python), "-m", "pip", "uninstall", "-qq", "-y", "triton"], check=True, stdout=sys.stderr)  # 1 GB of GPU compilers
     finished.write_text(VLLM)
     return python
 
