@@ -81,7 +81,7 @@ class _LoraProduct(torch.autograd.Function):
         if need_a:
             d_a = (d_low.view(-1, d_low.shape[-1]).t() @ x.reshape(-1, x.shape[-1])).float()
         if need_b:
-            d_b = (flat.t() @ low.view(-1, low.shape[-1])).float().mul_(ctx.scale)
+            d_b = (low.view(-1, low.shape[-1]).t() @ flat).t().float().mul_(ctx.scale)
         return d_x, None, None, d_a, d_b, None
 
 

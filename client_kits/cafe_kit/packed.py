@@ -64,6 +64,7 @@ def hidden_states(model: Any, layout: Layout, asked: torch.Tensor) -> torch.Tens
     trunk, config = model.model, model.config
     x = F.embedding(layout.ids, trunk.embed_tokens.weight)
     cos, sin = trunk.rotary_emb(x, layout.positions[None])
+    x = x.float()
     half = cos.shape[-1] // 2
     turn = (cos.transpose(0, 1), torch.cat([-sin[..., :half], sin[..., half:]], dim=-1).transpose(0, 1))  # (tokens, 1, head)
     layers = trunk.layers[: config.num_hidden_layers]
@@ -92,17 +93,16 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        wide = x.float()
-        inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        return (wide * inverse).to(x.dtype).mul_(weight)
+        return (x * inverse).mul_(weight.float()).to(weight.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         x, weight, inverse = ctx.saved_tensors
-        wide, grad = x.float(), (grad * weight).float()
-        along = (grad * wide).sum(-1, keepdim=True).mul_(inverse.pow(3)).div_(-x.shape[-1])
-        return grad.mul_(inverse).addcmul_(wide, along).to(x.dtype), None, None
+        grad = grad * weight.float()
+        along = (grad * x).sum(-1, keepdim=True).mul_(inverse.pow(3)).div_(-x.shape[-1])
+        return grad.mul_(inverse).addcmul_(x, along), None, None
 
 
 class _Attention(torch.autograd.Function):
@@ -116,19 +116,20 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor,
                 layout: Layout, scale: float) -> torch.Tensor:
         ctx.layout, ctx.scale, ctx.groups, width = layout, scale, key.shape[1], layout.width
-        q, k, v = _lay(_turn(query, cos, sin), layout, ctx.groups), _lay(_turn(key, cos, sin), layout, ctx.groups), _lay(value, layout, ctx.groups)
-        hidden = torch.full((width, width), float("-inf"), dtype=q.dtype).triu_(1).repeat(q.shape[1] // width, 1)
-        weights = F.softmax(torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=scale), dim=-1)
+        q, k, v = (_lay(x, layout, ctx.groups) for x in (_turn(query, cos, sin), _turn(key, cos, sin), value))
+        later = torch.full((width, width), float("-inf")).triu_(1).repeat(q.shape[1] // width, 1)
+        weights = F.softmax(torch.add(later, torch.bmm(q, k.transpose(1, 2)), alpha=scale), dim=-1)  # in float32: faster and finer
         ctx.save_for_backward(q, k, v, weights, cos, sin)
-        return _lift(torch.bmm(weights, v), layout, ctx.groups)
+        return _lift(torch.bmm(weights.to(v.dtype), v), layout, ctx.groups)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         q, k, v, weights, cos, sin = ctx.saved_tensors
         layout, groups = ctx.layout, ctx.groups
         grad = _spread(grad, layout, groups)
-        d_value = torch.bmm(weights.transpose(1, 2), grad)
-        d_scores = torch._softmax_backward_data(torch.bmm(grad, v.transpose(1, 2)), weights, -1, weights.dtype).mul_(ctx.scale)
+        d_value = torch.bmm(weights.to(v.dtype).transpose(1, 2), grad)
+        d_weights = torch.bmm(grad, v.transpose(1, 2)).float()
+        d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype).mul_(ctx.scale).to(v.dtype)
         d_query = _turn(_lift(torch.bmm(d_scores, k), layout, groups), cos, -sin)
         d_key = _turn(_lift(torch.bmm(d_scores.transpose(1, 2), q), layout, groups, total=True), cos, -sin)
         return d_query, d_key, _lift(d_value, layout, groups, total=True), None, None, None, None

@@ -123,7 +123,7 @@ def _run(params: TrainParams, base: BaseModel, trained: Mapping[str, torch.nn.Pa
         if not (math.isfinite(loss) and math.isfinite(float(norm))):
             raise _diverged()
         optimizer.step()
-        optimizer.zero_grad(set_to_none=False)
+        optimizer.zero_grad()
         progress(step)
     if not all(bool((tensor.detach().abs() <= MAX_WEIGHT).all()) for tensor in weights):
         raise _diverged()
