@@ -100,6 +100,7 @@ class Stage1Settings(_Section):
     select: Literal["rank", "sample"] = Field("rank", description="keep the best by noised votes, or draw in proportion to them")
     synthetic_per_label: Positive = Field(40, description="texts per label in the synthetic set, the survivors among them")
     temperature: PositiveFloat = Field(1.0, description="sampling temperature of the generator")
+    drop_off_label: bool = Field(True, description="drop a text that is nearer to another label's public texts than to its own label's")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(0.95, description="nucleus sampling of the generator")
     max_tokens: Annotated[int, Field(ge=4)] = Field(48, description="longest text the generator may write, in tokens")
     max_votes_per_candidate: Positive = Field(8, description="votes of one site for one candidate that count")

@@ -146,7 +146,7 @@ def _ask(
     """
     task, settings = ctx.plan.task, ctx.settings.stage1
     kept = {label: [record for record in held if task.class_of(record) == label] for label in task.classes}
-    sieve = prompts.Filter(task, [*held, *ctx.settings.examples()], embed=ctx.models.embed)
+    sieve = prompts.Filter(task, [*held, *ctx.settings.examples()], embed=ctx.models.embed if settings.drop_off_label else None)
     goal = wanted * len(task.classes)
     tell = ctx.progress(f"stage 1: {what}")
     for number in range(_PASSES):
