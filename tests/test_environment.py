@@ -42,6 +42,7 @@ def installed(project: Path) -> bool:
     return python.exists() and subprocess.run([python, "-c", "import tiny_thing"], capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.heavy
 def test_set_up_interrupted_set_up_and_nothing_to_do(project: Path) -> None:
     index = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(project / "index")}
     offline = {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_INDEX_URL": "http://127.0.0.1:9/simple"}
