@@ -1,8 +1,8 @@
-"""Attention for short rows on a CPU, as plugged into transformers.
+"""Attention for short rows on a CPU, as plugged into transformers for the models that ``packed`` does not know.
 
 Knows: one layer's queries, keys and values. Does not know models. PyTorch's fused attention is slow backward in bfloat16 on
-CPUs (five times the rest of a layer at 20 tokens); plain products, with the queries of grouped heads stacked so that keys and values are
-never copied, are several times faster up to some hundred tokens. Everything else goes to transformers' own.
+CPUs (at 20 tokens, half of a layer's time); plain products are several times faster up to some hundred tokens, the queries
+of grouped heads stacked so that keys and values are never copied. Everything else goes to transformers' own.
 """
 
 from __future__ import annotations
@@ -16,9 +16,16 @@ NAME = "cafe_short"
 MAX_LENGTH = 384  # tokens in a row; longer rows would make the table of scores too large
 
 
-def short_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-                    attention_mask: torch.Tensor | None, dropout: float = 0.0, scaling: float | None = None,
-                    **others: Any) -> tuple[torch.Tensor, None]:
+def short_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
     """Causal attention; query (rows, heads, length, width), key and value (rows, groups, length, width).
 
     Returns (rows, length, heads, width) and no weights, as transformers asks of an attention function.

@@ -128,8 +128,17 @@ class BaseModel:
                 scores[group] = tree.score(self, [ids[i] for i in group])
         return scores
 
-    def generate(self, prompts: Sequence[str], *, max_tokens: int, temperature: float, top_p: float, stop: Sequence[str],
-                 seed: int | None, on_token: Callable[[int, str], None] | None = None) -> list[str]:
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        stop: Sequence[str],
+        seed: int | None,
+        on_token: Callable[[int, str], None] | None = None,
+    ) -> list[str]:
         """Continue each prompt; see ``decode.generate``."""
         sampling = decode.Sampling(max_tokens, temperature, top_p, tuple(stop), seed)
         return decode.generate(self, prompts, sampling, on_token)
@@ -186,13 +195,19 @@ def _supported(dtype: str) -> torch.dtype:
 
 def _check_weights(folder: Path) -> None:
     if not (folder / "config.json").is_file():
-        raise CafeError("CAFE-431", f"There is no base model in the folder '{folder.name}' (no config.json).",
-                        "Name a folder in the form that transformers saves.")
+        raise CafeError(
+            "CAFE-431",
+            f"There is no base model in the folder '{folder.name}' (no config.json).",
+            "Name a folder in the form that transformers saves.",
+        )
     if any(folder.glob("*.safetensors")):
         return
     if any(next(folder.glob(pattern), None) for pattern in _PICKLED):
-        raise CafeError("CAFE-433", "The base model's weights are pickled; loading them could run foreign code.",
-                        "Convert them once to safetensors on a machine that you can lose, for example with save_pretrained.")
+        raise CafeError(
+            "CAFE-433",
+            "The base model's weights are pickled; loading them could run foreign code.",
+            "Convert them once to safetensors on a machine that you can lose, for example with save_pretrained.",
+        )
     raise CafeError("CAFE-435", "The base model's folder holds no weights (no .safetensors file).", "Fetch the model again.")
 
 
@@ -201,8 +216,11 @@ def _load_model(folder: Path, dtype: torch.dtype) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    wrong = CafeError("CAFE-432", "The base model is not a causal language model that transformers knows without foreign code.",
-                      "Choose a text generation model, such as smollm2-135m-instruct.")
+    wrong = CafeError(
+        "CAFE-432",
+        "The base model is not a causal language model that transformers knows without foreign code.",
+        "Choose a text generation model, such as smollm2-135m-instruct.",
+    )
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception:
@@ -210,14 +228,23 @@ def _load_model(folder: Path, dtype: torch.dtype) -> Any:
     names = config.architectures or []
     if names and not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
         raise wrong
+    damaged = CafeError("CAFE-435", "The base model's weights are incomplete, or a file is damaged.", "Fetch the model again.")
+    loaded: Any
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False,
-            output_loading_info=True)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
     except Exception:
-        raise CafeError("CAFE-435", "The base model's weights could not be read; a file is damaged or missing.", "Fetch the model again.") from None
+        raise damaged from None
+    model, info = loaded
     if info["missing_keys"] or info["mismatched_keys"]:
-        raise CafeError("CAFE-435", "The base model's weights are incomplete.", "Fetch the model again.")
+        raise damaged
     return model
 
 

@@ -51,6 +51,8 @@ class _Row:
     def add(self, token: int) -> bool:
         """Take one token; True when the row is done."""
         done = token in self._ends
+        if done and self._given == len(self.text):
+            return True
         if not done:
             self._ids.append(token)
             self.text = self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -98,8 +100,9 @@ def _decode(base: BaseModel, ids: list[list[int]], rows: list[_Row], sampling: S
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=base.device)
     positions, cache = (mask.cumsum(1) - 1).clamp(min=0), None
     while rows:
-        out = base.model(input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                         use_cache=True, logits_to_keep=1)
+        out = base.model(
+            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
         chosen = choose(out.logits[:, -1].float(), [row.draw() for row in rows], sampling.temperature, sampling.top_p)
         alive = [n for n, (row, token) in enumerate(zip(rows, chosen, strict=True)) if not row.add(token)]
         cache = out.past_key_values

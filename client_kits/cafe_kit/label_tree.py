@@ -45,8 +45,8 @@ class LabelTree:
         full = width + self.size
         ids = torch.tensor([row + [base.pad] * (width - len(row)) + self.tokens for row in prompts], device=base.device)
         asked = [n * full + p for n, row in enumerate(prompts) for p in (len(row) - 1, *range(width, full))]
-        inputs = {"attention_mask": self._mask(lengths, width).to(base.device), "position_ids": self._positions(lengths, width).to(base.device)}
-        logits = base.logits_at(ids, asked, **(inputs if self.size else {}))
+        mask, positions = self._mask(lengths, width).to(base.device), self._positions(lengths, width).to(base.device)
+        logits = base.logits_at(ids, asked, **({"attention_mask": mask, "position_ids": positions} if self.size else {}))
         return self._sums(logits.view(len(prompts), 1 + self.size, -1))
 
     def _sums(self, logits: torch.Tensor) -> np.ndarray:

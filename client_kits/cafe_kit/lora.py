@@ -38,8 +38,11 @@ class LoraLinear(nn.Module):
         """Put a pair on this layer; copies, without gradients until somebody asks for them."""
         rank, inputs = a.shape
         if inputs != self.base.in_features or b.shape != (self.base.out_features, rank):
-            raise CafeError("CAFE-437", "The adapter's tensors do not have the shape of the base model's layers.",
-                            "Use the adapter with the base model that it was trained on.")
+            raise CafeError(
+                "CAFE-437",
+                "The adapter's tensors do not have the shape of the base model's layers.",
+                "Use the adapter with the base model that it was trained on.",
+            )
         device = self.base.weight.device
         self.A = nn.Parameter(torch.tensor(a, dtype=torch.float32, device=device), requires_grad=False)
         self.B = nn.Parameter(torch.tensor(b, dtype=torch.float32, device=device), requires_grad=False)
@@ -59,8 +62,9 @@ class _LoraProduct(torch.autograd.Function):
     """``LoraLinear``'s formula and its gradients; the weight is frozen, so it has none, and ``A``, ``B`` get theirs in float32."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor,
-                scale: float) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, scale: float
+    ) -> torch.Tensor:
         a, b = a.to(x.dtype), (b * scale).to(x.dtype)
         y = F.linear(x, weight, bias)
         low = F.linear(x, a)
@@ -121,10 +125,17 @@ class Adapters:
         Raises:
             CafeError: CAFE-436, CAFE-437 (does not fit the base model); the plain base remains.
         """
+        self._clear()
+        try:
+            for module, (a, b) in module_pairs(tensors or {}).items():
+                self._wrapped(module).set_pair(a, b, alpha)
+        except CafeError:
+            self._clear()
+            raise
+
+    def _clear(self) -> None:
         for layer in self._layers.values():
             layer.clear()
-        for module, (a, b) in module_pairs(tensors or {}).items():
-            self._wrapped(module).set_pair(a, b, alpha)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """PEFT name to master weight, of the adapter that is set."""
@@ -144,8 +155,11 @@ class Adapters:
             except AttributeError:
                 linear = None
             if not isinstance(linear, nn.Linear):
-                raise CafeError("CAFE-437", f"The base model has no linear layer '{module}' for the adapter.",
-                                "Choose target modules that this base model has, such as q_proj and v_proj.")
+                raise CafeError(
+                    "CAFE-437",
+                    f"The base model has no linear layer '{module}' for the adapter.",
+                    "Choose target modules that this base model has, such as q_proj and v_proj.",
+                )
             self._layers[module] = LoraLinear(linear)
             setattr(parent, leaf, self._layers[module])
         return self._layers[module]

@@ -1,9 +1,9 @@
 """One training pass over rows of tokens without padding, for Llama-like models on a CPU.
 
-Knows: the arithmetic of one architecture (Llama, Mistral, Qwen2: RMSNorm, rotary positions, grouped heads, SwiGLU). Does not know losses, records or
-adapters: layers are called as they stand in the model. All rows lie end to end in one matrix; the beginning that they
-share is laid down once; only attention sees rows; after the last attention only the asked positions go on. The numbers are
-those of transformers' own forward pass, which everything else uses.
+Knows: the arithmetic of one architecture (Llama, Mistral, Qwen2: RMSNorm, rotary positions, grouped heads, SwiGLU). Does not
+know losses, records or adapters: layers are called as they stand in the model. All rows lie end to end in one matrix; the
+beginning that they share is laid down once; only attention sees rows; after the last attention only the asked positions go
+on. The stream between the layers is float32, which in bfloat16 models rounds less than transformers' own pass.
 """
 
 from __future__ import annotations
@@ -21,8 +21,12 @@ MAX_LENGTH = 512  # tokens in a row; the table of scores of longer rows would be
 def fits(model: Any, longest: int) -> bool:
     """Whether this pass computes the model's function for rows of this length."""
     config = model.config
-    return (type(model).__name__ in _KNOWN and model.device.type == "cpu" and config.hidden_act == "silu"
-            and longest <= min(MAX_LENGTH, getattr(config, "sliding_window", None) or MAX_LENGTH))
+    return (
+        type(model).__name__ in _KNOWN
+        and model.device.type == "cpu"
+        and config.hidden_act == "silu"
+        and longest <= min(MAX_LENGTH, getattr(config, "sliding_window", None) or MAX_LENGTH)
+    )
 
 
 class Layout:
@@ -84,7 +88,9 @@ def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
 
 def _attention(layer: Any, x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], layout: Layout) -> torch.Tensor:
     attention = layer.self_attn
-    query, key, value = (project(x).view(len(x), -1, attention.head_dim) for project in (attention.q_proj, attention.k_proj, attention.v_proj))
+    query, key, value = (
+        project(x).view(len(x), -1, attention.head_dim) for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
     return _Attention.apply(query, key, value, *turn, layout, attention.scaling).view(len(x), -1)
 
 
@@ -113,8 +119,16 @@ class _Attention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor,
-                layout: Layout, scale: float) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        layout: Layout,
+        scale: float,
+    ) -> torch.Tensor:
         ctx.layout, ctx.scale, ctx.groups, width = layout, scale, key.shape[1], layout.width
         q, k, v = (_lay(x, layout, ctx.groups) for x in (_turn(query, cos, sin), _turn(key, cos, sin), value))
         later = torch.full((width, width), float("-inf")).triu_(1).repeat(q.shape[1] // width, 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,8 +26,15 @@ _WINDOW = 16  # batches among which records are exchanged to bring similar lengt
 Pair = tuple[list[int], list[int]]
 
 
-def train(params: TrainParams, task: Task, base: BaseModel, adapter: Mapping[str, np.ndarray], shards: Mapping[str, Sequence[Record]],
-          progress: Callable[[str, int, int], None], round: int = 0) -> dict[str, dict[str, np.ndarray]]:
+def train(
+    params: TrainParams,
+    task: Task,
+    base: BaseModel,
+    adapter: Mapping[str, np.ndarray],
+    shards: Mapping[str, Sequence[Record]],
+    progress: Callable[[str, int, int], None],
+    round: int = 0,
+) -> dict[str, dict[str, np.ndarray]]:
     """Train each shard from the same adapter; the base model is shared.
 
     Args:
@@ -52,8 +60,8 @@ def train(params: TrainParams, task: Task, base: BaseModel, adapter: Mapping[str
             base.set_adapter(adapter, params.lora_alpha)
             pairs = encode(records, task, base, params.max_tokens)
             trained = _trained(params, base)
-            _run(params, base, trained, batches(pairs, params, f"{params.seed}/{round}/{site}"),
-                 lambda step, site=site: progress(site, step, params.steps))
+            stream = batches(pairs, params, f"{params.seed}/{round}/{site}")
+            _run(params, base, trained, stream, partial(progress, site))
             deltas[site] = _delta(trained, adapter)
     finally:
         base.set_adapter(None)
@@ -69,8 +77,11 @@ def encode(records: Sequence[Record], task: Task, base: BaseModel, max_tokens: i
         answer = [*base.encode_answer(task.completion(record.answer)), base.eos]
         prompt = cut_middle(base.encode_prompt(task.prompt(record.text)), max(8, max_tokens - len(answer)))
         if len(prompt) + len(answer) > max(max_tokens, base.max_positions):
-            raise CafeError("CAFE-402", "An answer is longer than the base model can read; answers are never cut.",
-                            "Leave such records out, or choose a base model with a longer context.")
+            raise CafeError(
+                "CAFE-402",
+                "An answer is longer than the base model can read; answers are never cut.",
+                "Leave such records out, or choose a base model with a longer context.",
+            )
         pairs.append((prompt, answer))
     return pairs
 
@@ -80,13 +91,14 @@ def cut_middle(ids: list[int], length: int) -> list[int]:
     if len(ids) <= length:
         return ids
     head = (length + 1) // 2
-    return ids[:head] + ids[len(ids) - (length - head):]
+    return ids[:head] + ids[len(ids) - (length - head) :]
 
 
 def batches(pairs: Sequence[Pair], params: TrainParams, seed: str) -> Iterator[list[Pair]]:
     """``steps`` batches. Records come in shuffled epochs, end on end; inside a window of batches they are sorted by
     length and cut into batches, which are then shuffled: little padding, no preference for any length."""
-    chance, order = random.Random(seed), []
+    chance = random.Random(seed)
+    order: list[int] = []
     while len(order) < params.steps * params.batch_size:
         epoch = list(range(len(pairs)))
         chance.shuffle(epoch)
@@ -111,8 +123,13 @@ def _trained(params: TrainParams, base: BaseModel) -> dict[str, torch.nn.Paramet
     return trained
 
 
-def _run(params: TrainParams, base: BaseModel, trained: Mapping[str, torch.nn.Parameter], stream: Iterator[list[Pair]],
-         progress: Callable[[int], None]) -> None:
+def _run(
+    params: TrainParams,
+    base: BaseModel,
+    trained: Mapping[str, torch.nn.Parameter],
+    stream: Iterator[list[Pair]],
+    progress: Callable[[int, int], None],
+) -> None:
     """AdamW steps over the stream: linear warm-up, then a constant rate; the loss is the mean over a batch's answer tokens."""
     weights = list(trained.values())
     optimizer = torch.optim.AdamW(weights, lr=params.learning_rate, weight_decay=params.weight_decay, fused=True)
@@ -124,7 +141,7 @@ def _run(params: TrainParams, base: BaseModel, trained: Mapping[str, torch.nn.Pa
             raise _diverged()
         optimizer.step()
         optimizer.zero_grad()
-        progress(step)
+        progress(step, params.steps)
     if not all(bool((tensor.detach().abs() <= MAX_WEIGHT).all()) for tensor in weights):
         raise _diverged()
 
