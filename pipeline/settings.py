@@ -102,7 +102,9 @@ class Stage1Settings(_Section):
     temperature: PositiveFloat = Field(1.0, description="sampling temperature of the generator")
     drop_off_label: bool = Field(True, description="drop a text that is nearer to another label's public texts than to its own label's")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(0.95, description="nucleus sampling of the generator")
-    max_tokens: Annotated[int, Field(ge=4)] = Field(48, description="longest text the generator may write, in tokens")
+    max_tokens: Annotated[int, Field(ge=4)] | None = Field(
+        None, description="longest text the generator may write, in tokens; 48, or 256 for instruction data, when left out"
+    )
     max_votes_per_candidate: Positive = Field(8, description="votes of one site for one candidate that count")
     clip_norm: PositiveFloat = Field(1.0, description="L2 norm to which a site's votes over all labels are clipped")
     vote_cap: Annotated[float, Field(gt=0, le=1)] = Field(0.25, description="share of clip_norm that one site may give one candidate")
@@ -218,6 +220,11 @@ class RunSettings(_Section):
         """Sites that must answer a round of this stage."""
         section, number = (self.stage1, len(self.names("cpu"))) if stage == 1 else (self.stage2, len(self.names("gpu")))
         return section.quorum or math.ceil(number / 2)
+
+    @property
+    def new_tokens(self) -> int:
+        """The longest text that the generator may write, in tokens."""
+        return self.stage1.max_tokens or (48 if self.task.kind == "classification" else 256)
 
     @property
     def ffa(self) -> bool:

@@ -159,7 +159,7 @@ def _ask(
         seed = rng.getrandbits(30)
         texts = ctx.models.generator().complete(
             [one.prompt for one in asks],
-            max_tokens=settings.max_tokens,
+            max_tokens=ctx.settings.new_tokens,
             temperature=settings.temperature,
             top_p=settings.top_p,
             stop=asks[0].stop,

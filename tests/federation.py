@@ -25,20 +25,23 @@ LABELS = ("billing", "records", "travel")
 class Federation:
     """Weak and strong sites with a few records each; runs are started as worker processes and may be killed."""
 
-    def __init__(self, folder: Path, *, weak: int = 3, strong: int = 2, **settings: Any) -> None:
+    def __init__(self, folder: Path, *, weak: int = 3, strong: int = 2, instruction: bool = False, **settings: Any) -> None:
         self.folder, self.home = folder, folder / "home"
         self.home.mkdir(parents=True)
         self.environment = os.environ | {
             "CAFE_HOME": str(self.home), "CAFE_MODELS": "tests.tiny_models:TinyModels", "CAFE_KIT_ENGINE": "tests.fakes:TinyEngine",
             "PYTHONPATH": str(ROOT),
         }  # fmt: skip
+        self._instruction = instruction
         sites = [(f"weak{n}", "cpu") for n in range(weak)] + [(f"strong{n}", "gpu") for n in range(strong)]
         for name, _ in sites:
             self._records(f"{name}.jsonl", random.Random(name), 12)
         self._records("test.jsonl", random.Random("test"), 9)
         data = {
             "name": "tiny",
-            "task": {"kind": "classification", "description": "where a message goes", "labels": list(LABELS)},
+            "task": {"kind": "classification", "description": "where a message goes", "labels": list(LABELS)}
+            if not instruction
+            else {"kind": "instruction", "description": "questions and answers"},
             "base_model": str(tiny_base(folder / "base")),
             "embedder": str(tiny_embedder(folder / "embedder")),
             "sites": [{"name": name, "kind": kind, "data": f"{name}.jsonl"} for name, kind in sites],
@@ -54,6 +57,8 @@ class Federation:
 
     def _records(self, name: str, rng: random.Random, number: int) -> None:
         rows = [{"text": f"{rng.choice(LABELS)} question {rng.random():.9f}", "label": LABELS[i % len(LABELS)]} for i in range(number)]
+        if self._instruction:
+            rows = [{"instruction": row["text"], "input": "", "output": row["label"]} for row in rows]
         (self.folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def create(self) -> str:

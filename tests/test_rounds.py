@@ -1,5 +1,8 @@
 """A round with sites that fail, come late or send what they should not: the run goes on, and says what happened."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -70,3 +73,15 @@ def test_the_operator_rejects_a_synthetic_set_and_the_next_one_is_charged_anew(t
     assert federation.store.run(run).state == "Done"
     assert len(federation.ledger.charges(run=run, stage=1)) == 2 * spent
     assert federation.results(run)["privacy"]["stage1"]["epsilon"] > 8
+
+
+def test_instruction_data_from_start_to_end(tmp_path):
+    """One class, texts with answers, scored by loss; a JSONL of instruction, input, output comes back as synthetic set."""
+    few = {"candidates_per_label": 8, "survivors_per_label": 3, "synthetic_per_label": 12}
+    federation = Federation(tmp_path / "f", instruction=True, stage1=few, stage2={"rounds": 1})
+    run = federation.create()
+    assert federation.work(run) == 0, federation.store.run(run).error
+    results = federation.results(run)
+    assert set(results["federated"]) == {"loss", "n"} and results["zero_shot"]["n"] == 9
+    rows = [json.loads(line) for line in Path(results["synthetic"]).with_name("train.jsonl").read_text().splitlines()]
+    assert len(rows) == 12 and all(row["instruction"] and row["output"] for row in rows)

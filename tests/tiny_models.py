@@ -65,6 +65,8 @@ class TinyModels:
 
     def complete(self, prompts: Sequence[str], *, seed: int, progress: Any = None, **_: object) -> list[str]:
         texts = [" " + " ".join(_numbers(prompt, seed, i).choice(_WORDS, size=6)) for i, prompt in enumerate(prompts)]
+        if prompts and "###" in prompts[0]:  # instruction data: a text and its answer
+            texts = [f"{text}?\nOutput: {text.split()[0]} and {text.split()[1]}" for text in texts]
         if progress:
             progress(len(prompts), len(prompts))
         return texts
