@@ -31,10 +31,8 @@ KEYWORDS: dict[str, tuple[str, ...]] = {
     "imaging": ("imag", "x-ray", "scan", "mri", "ultrasound", "picture"),
     "billing": ("bill", "pay", "paid", "charge", "cost", "insur", "fee"),
     "records": ("record", "copy", "file", "history", "document", "report"),
-    "care_coordination": ("coordinat", "care", "refer", "hospital", "specialist"),
     "rehabilitation": ("rehab", "exercise", "physio", "therapy", "stretch"),
     "wellbeing": ("wellbeing", "well-being", "mood", "stress", "anxi", "sad"),
-    "family_health": ("family", "baby", "pregnan", "child"),
     "device_clinic": ("device", "pacemaker", "sensor", "pump", "machine"),
 }
 STEPS = 200
