@@ -235,21 +235,21 @@ def test_a_folder_that_is_no_usable_base_model_is_refused_in_words(folder: Path,
                 (tmp_path / name / file.name).write_bytes(file.read_bytes())
         return tmp_path / name
 
-    assert refused(tmp_path / "nowhere") == "CAFE-431"
+    assert refused(tmp_path / "nowhere") == "CAFE-421"
     encoder = copy("encoder", "config")
     (encoder / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
-    assert refused(encoder) == "CAFE-432"
+    assert refused(encoder) == "CAFE-422"
     unknown = copy("unknown", "config")
     (unknown / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}))
-    assert refused(unknown) == "CAFE-432"
+    assert refused(unknown) == "CAFE-422"
     pickled = copy("pickled", "model.safetensors")
     (pickled / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    assert refused(pickled) == "CAFE-433"
-    assert refused(copy("silent", "token")) == "CAFE-434"
-    assert refused(copy("empty", "model.safetensors")) == "CAFE-435"
+    assert refused(pickled) == "CAFE-423"
+    assert refused(copy("silent", "token")) == "CAFE-424"
+    assert refused(copy("empty", "model.safetensors")) == "CAFE-425"
     damaged = copy("damaged")
     (damaged / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])
-    assert refused(damaged) == "CAFE-435"
+    assert refused(damaged) == "CAFE-425"
 
 
 def test_an_adapter_of_another_model_is_refused_and_the_plain_base_remains(base: BaseModel, peft_folder: Path) -> None:
@@ -258,10 +258,10 @@ def test_an_adapter_of_another_model_is_refused_and_the_plain_base_remains(base:
     bare = base.label_logprobs(PROMPTS[:1], OPTIONS)
     name = next(iter(good))
     for code, bad in (
-        ("CAFE-436", {"lm_head.weight": good[name]}),
-        ("CAFE-436", {name: good[name]}),
-        ("CAFE-437", {key.replace("q_proj", "query"): tensor for key, tensor in good.items()}),
-        ("CAFE-437", {key: tensor[:, :-1] for key, tensor in good.items()}),
+        ("CAFE-426", {"lm_head.weight": good[name]}),
+        ("CAFE-426", {name: good[name]}),
+        ("CAFE-427", {key.replace("q_proj", "query"): tensor for key, tensor in good.items()}),
+        ("CAFE-427", {key: tensor[:, :-1] for key, tensor in good.items()}),
     ):
         with pytest.raises(CafeError) as refusal:
             base.set_adapter(bad)

@@ -215,7 +215,7 @@ def test_starts_that_fail_say_why(folder: Path, tmp_path: Path) -> None:
         taken.listen()
         with pytest.raises(CafeError, match="CAFE-507"):
             ModelServer(folder / "tiny", port=taken.getsockname()[1]).start()
-    with pytest.raises(CafeError, match="CAFE-431"):
+    with pytest.raises(CafeError, match="CAFE-421"):
         ModelServer(tmp_path, threads=1).start()
     with pytest.raises(CafeError, match="CAFE-505"):
         ModelServer(folder / "tiny", start_timeout_s=0.01).start()

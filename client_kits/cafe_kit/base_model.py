@@ -58,7 +58,7 @@ class BaseModel:
             threads: CPU threads of this process from now on; 0 leaves them as they are.
 
         Raises:
-            CafeError: CAFE-431 to CAFE-435: what is missing in the folder.
+            CafeError: CAFE-421 to CAFE-425: what is missing in the folder.
         """
         if threads:
             torch.set_num_threads(threads)
@@ -185,7 +185,7 @@ def _first(*candidates: Any) -> int:
             return int(candidate[0])
         if isinstance(candidate, int):
             return candidate
-    raise CafeError("CAFE-434", "The base model's tokenizer has no end-of-text token.", "Set eos_token in its tokenizer_config.json.")
+    raise CafeError("CAFE-424", "The base model's tokenizer has no end-of-text token.", "Set eos_token in its tokenizer_config.json.")
 
 
 def _supported(dtype: str) -> torch.dtype:
@@ -196,7 +196,7 @@ def _supported(dtype: str) -> torch.dtype:
 def _check_weights(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise CafeError(
-            "CAFE-431",
+            "CAFE-421",
             f"There is no base model in the folder '{folder.name}' (no config.json).",
             "Name a folder in the form that transformers saves.",
         )
@@ -204,11 +204,11 @@ def _check_weights(folder: Path) -> None:
         return
     if any(next(folder.glob(pattern), None) for pattern in _PICKLED):
         raise CafeError(
-            "CAFE-433",
+            "CAFE-423",
             "The base model's weights are pickled; loading them could run foreign code.",
             "Convert them once to safetensors on a machine that you can lose, for example with save_pretrained.",
         )
-    raise CafeError("CAFE-435", "The base model's folder holds no weights (no .safetensors file).", "Fetch the model again.")
+    raise CafeError("CAFE-425", "The base model's folder holds no weights (no .safetensors file).", "Fetch the model again.")
 
 
 def _load_model(folder: Path, dtype: torch.dtype) -> Any:
@@ -217,7 +217,7 @@ def _load_model(folder: Path, dtype: torch.dtype) -> Any:
 
     logging.disable_progress_bar()
     wrong = CafeError(
-        "CAFE-432",
+        "CAFE-422",
         "The base model is not a causal language model that transformers knows without foreign code.",
         "Choose a text generation model, such as smollm2-135m-instruct.",
     )
@@ -228,7 +228,7 @@ def _load_model(folder: Path, dtype: torch.dtype) -> Any:
     names = config.architectures or []
     if names and not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
         raise wrong
-    damaged = CafeError("CAFE-435", "The base model's weights are incomplete, or a file is damaged.", "Fetch the model again.")
+    damaged = CafeError("CAFE-425", "The base model's weights are incomplete, or a file is damaged.", "Fetch the model again.")
     loaded: Any
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
@@ -254,4 +254,4 @@ def _load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception:
-        raise CafeError("CAFE-434", "The base model's folder has no tokenizer that can be read.", "Fetch the model again.") from None
+        raise CafeError("CAFE-424", "The base model's folder has no tokenizer that can be read.", "Fetch the model again.") from None

@@ -39,7 +39,7 @@ class LoraLinear(nn.Module):
         rank, inputs = a.shape
         if inputs != self.base.in_features or b.shape != (self.base.out_features, rank):
             raise CafeError(
-                "CAFE-437",
+                "CAFE-427",
                 "The adapter's tensors do not have the shape of the base model's layers.",
                 "Use the adapter with the base model that it was trained on.",
             )
@@ -93,7 +93,7 @@ def module_pairs(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarra
     """PEFT tensor names to ``{module path: (A, B)}``.
 
     Raises:
-        CafeError: CAFE-436 for a name that is no LoRA tensor, or half a pair.
+        CafeError: CAFE-426 for a name that is no LoRA tensor, or half a pair.
     """
     halves: dict[str, dict[str, np.ndarray]] = {}
     for name, tensor in tensors.items():
@@ -109,7 +109,7 @@ def module_pairs(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarra
 
 
 def _bad_names() -> CafeError:
-    return CafeError("CAFE-436", "The adapter holds tensors that are no LoRA pairs.", "Export it with PEFT as a plain LoRA adapter.")
+    return CafeError("CAFE-426", "The adapter holds tensors that are no LoRA pairs.", "Export it with PEFT as a plain LoRA adapter.")
 
 
 class Adapters:
@@ -123,7 +123,7 @@ class Adapters:
         """Replace the whole adapter; ``None`` is the plain base model.
 
         Raises:
-            CafeError: CAFE-436, CAFE-437 (does not fit the base model); the plain base remains.
+            CafeError: CAFE-426, CAFE-427 (does not fit the base model); the plain base remains.
         """
         self._clear()
         try:
@@ -156,7 +156,7 @@ class Adapters:
                 linear = None
             if not isinstance(linear, nn.Linear):
                 raise CafeError(
-                    "CAFE-437",
+                    "CAFE-427",
                     f"The base model has no linear layer '{module}' for the adapter.",
                     "Choose target modules that this base model has, such as q_proj and v_proj.",
                 )

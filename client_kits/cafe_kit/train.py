@@ -48,7 +48,7 @@ def train(
 
     Raises:
         CafeError: CAFE-401 (no records), CAFE-402 (answer too long for the model), CAFE-403 (diverged), CAFE-404
-            (adapter and order do not fit), CAFE-436 and CAFE-437 (adapter does not fit the base model).
+            (adapter and order do not fit), CAFE-426 and CAFE-427 (adapter does not fit the base model).
     """
     if params.threads:
         torch.set_num_threads(params.threads)
