@@ -34,6 +34,7 @@ class Round:
     """
 
     name: str  # where its steps are kept, such as "stage1/1/2/votes"
+    title: str  # for people
     stage: Literal[1, 2]
     attempt: int
     round: int
@@ -80,13 +81,19 @@ def gather(ctx: RunContext, *rounds: Round) -> list[Gathered]:
             asked_by[order_hash(envelope.order)] = asked
     failpoint("round.before_ask")
     found: dict[str, dict[str, _Body]] = {asked.name: {} for asked in rounds}
-    tell = ctx.progress(rounds[0].name)
-    for number, answer in enumerate(ctx.sites.ask(envelopes), start=1):
+    shares: dict[str, float] = {}
+    tell = ctx.progress(rounds[0].title)
+
+    def at_work(site: str, _phase: str, done: int, of: int) -> None:
+        shares[site] = done / of if of else 0.0
+        tell(int(100 * sum(shares.values())), 100 * len(envelopes))
+
+    for answer in ctx.sites.ask(envelopes, at_work):
         asked = asked_by[order_hash(answer.order)]
+        at_work(answer.order.site, "", 1, 1)
         body = _receive(ctx, asked, answer)
         if body is not None:
             found[asked.name][answer.order.site] = body
-        tell(number, len(envelopes))
         ctx.may_stop()
     failpoint("round.after_gather")
     return [_close(ctx, asked, done, found[asked.name]) for asked, done in zip(rounds, closed, strict=True)]

@@ -48,6 +48,10 @@ class Answer:
     sentence: str = ""
 
 
+SiteProgress = Callable[[str, str, int, int], None]
+Answers = queue.Queue[Answer | tuple[str, str, int, int]]
+
+
 @dataclass(frozen=True)
 class Host:
     """One kit process and the seats (sites) that it serves; each seat is a ``cafe_kit.seat.SeatConfig`` as plain data."""
@@ -69,7 +73,6 @@ class LocalSites:
         slots: kit processes that may compute at once.
         resident: kit processes that may stay in memory; the longest idle one is ended first.
         keys: site → public key (hexadecimal) seen before; filled as sites show theirs.
-        on_progress: is told (site, phase, done, of).
         kit: the command that serves a seats file; tests put ill-behaved ones here.
     """
 
@@ -81,12 +84,11 @@ class LocalSites:
         slots: int,
         resident: int,
         keys: dict[str, str],
-        on_progress: Callable[[str, str, int, int], None],
         kit: Sequence[str] = (sys.executable, "-m", "cafe_kit.host"),
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._folder, self._threads, self._resident = folder, threads, max(resident, slots)
-        self._keys, self._on_progress, self._kit = keys, on_progress, tuple(kit)
+        self._keys, self._kit = keys, tuple(kit)
         self._hosts: dict[str, Host] = {}
         self._running: dict[str, _Process] = {}
         self._busy: set[str] = set()
@@ -112,19 +114,28 @@ class LocalSites:
             process.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def ask(self, envelopes: Sequence[Envelope]) -> Iterator[Answer]:
-        """Hand out the orders and yield one answer each, as they come. Never raises for what a site did."""
+    def ask(self, envelopes: Sequence[Envelope], on_progress: SiteProgress | None = None) -> Iterator[Answer]:
+        """Hand out the orders and yield one answer each, as they come. Never raises for what a site did.
+
+        ``on_progress`` is told (site, phase, done, of), in the caller's own thread.
+        """
         by_host: dict[str, list[Envelope]] = {}
         of_site = {site: host.name for host in self._hosts.values() for site in host.sites}
         for envelope in envelopes:
             by_host.setdefault(of_site[envelope.order.site], []).append(envelope)
-        answers: queue.Queue[Answer] = queue.Queue()
+        answers: Answers = queue.Queue()
         for name, group in by_host.items():
             self._pool.submit(self._job, self._hosts[name], group, answers)
-        for _ in envelopes:
-            yield answers.get()
+        open_ = len(envelopes)
+        while open_:
+            told = answers.get()
+            if isinstance(told, Answer):
+                open_ -= 1
+                yield told
+            elif on_progress:
+                on_progress(*told)
 
-    def _job(self, host: Host, group: list[Envelope], answers: queue.Queue[Answer]) -> None:
+    def _job(self, host: Host, group: list[Envelope], answers: Answers) -> None:
         """One host's orders, in one slot. Every envelope gets exactly one answer, whatever happens."""
         open_ = {order_hash(envelope.order): envelope for envelope in group}
         deadline = time.monotonic() + min(envelope.transport.deadline_s for envelope in group)
@@ -145,7 +156,7 @@ class LocalSites:
             for envelope in open_.values():
                 answers.put(Answer(envelope.order, None, code or "CAFE-123", sentence or "The site gave no answer."))
 
-    def _converse(self, host: Host, open_: dict[str, Envelope], deadline: float, answers: queue.Queue[Answer]) -> None:
+    def _converse(self, host: Host, open_: dict[str, Envelope], deadline: float, answers: Answers) -> None:
         process = self._process(host)
         process.send([{"order": asdict(e.order), "signature": e.signature, "transport": asdict(e.transport)} for e in open_.values()])
         while open_:
@@ -157,8 +168,8 @@ class LocalSites:
                 raise CafeError("CAFE-123", f"The site's process ended ({process.epitaph()}).", "Its log in the run's folder says more.")
             if "progress" in line:
                 told = line["progress"]
-                self._on_progress(
-                    str(told.get("site", host.name)), str(told.get("phase", "")), int(told.get("done", 0)), int(told.get("of", 0))
+                answers.put(
+                    (str(told.get("site", host.name)), str(told.get("phase", "")), int(told.get("done", 0)), int(told.get("of", 0)))
                 )
             elif "reply" in line:
                 answer = self._checked(host, line, open_)

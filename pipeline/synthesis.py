@@ -107,6 +107,7 @@ def _vote(ctx: RunContext, attempt: int, t: int, pool: Sequence[Record]) -> np.n
         private = terms.mechanism == "gaussian"
         asked = Round(
             f"stage1/{attempt}/{t}/votes",
+            f"stage 1: vote {t} of {ctx.settings.stage1.rounds}",
             1,
             attempt,
             t,

@@ -13,6 +13,7 @@ is made, or how a model is scored. Proxies train on what was released: their upd
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,8 +47,11 @@ def run(ctx: RunContext, attempt: int, synthetic: Sequence[Record], proxy_hosts:
         score(ctx, attempt, "synthetic_only", 0, warm)
         adapter = warm if ctx.settings.stage2.warm_start else adapter
     for r in range(1, ctx.settings.stage2.rounds + 1):
+        begun = time.monotonic()
         adapter = _next(ctx, attempt, r, adapter, shards, dtype)
         score(ctx, attempt, "round", r, adapter)
+        if r < ctx.settings.stage2.rounds:
+            ctx.say(f"about {(ctx.settings.stage2.rounds - r) * (time.monotonic() - begun) / 60:.1f} minutes left")
         ctx.may_stop(after_round=True)
     return adapter
 
@@ -201,6 +205,7 @@ def _round(
     shapes = ctx.plan.trained
     return Round(
         name,
+        f"stage 2: round {r} of {ctx.settings.stage2.rounds}" if r else "stage 2: warm start on the synthetic set",
         2,
         attempt,
         r,

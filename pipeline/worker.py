@@ -216,9 +216,8 @@ def _context(
     door = PrivacyDoor(ledger, folder / "releases")
     door.recover(run_id)
     keys: dict[str, str] = {step.name.removeprefix("site/"): step.facts["key"] for step in store.steps(run_id, "site/")}
-    tell = lambda site, phase, done, of: None  # noqa: E731
     sites = stack.enter_context(
-        LocalSites(folder / "log", threads=machine.threads, slots=machine.slots, resident=machine.resident, keys=keys, on_progress=tell)
+        LocalSites(folder / "log", threads=machine.threads, slots=machine.slots, resident=machine.resident, keys=keys)
     )
     ctx = RunContext(
         run=run_id,

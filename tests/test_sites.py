@@ -16,9 +16,7 @@ def server(tmp_path):
 
 def sites_of(server, tmp_path, mode="", resident=4, slots=2, keys=None):
     kit = (sys.executable, "-m", "tests.rogue_host", mode or "well")
-    return LocalSites(
-        tmp_path / "log", threads=1, slots=slots, resident=resident, keys={} if keys is None else keys, on_progress=lambda *_: None, kit=kit
-    )
+    return LocalSites(tmp_path / "log", threads=1, slots=slots, resident=resident, keys={} if keys is None else keys, kit=kit)
 
 
 def envelope(server, site, deadline_s=60.0, **changes):
