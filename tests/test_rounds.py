@@ -85,3 +85,19 @@ def test_instruction_data_from_start_to_end(tmp_path):
     assert set(results["federated"]) == {"loss", "n"} and results["zero_shot"]["n"] == 9
     rows = [json.loads(line) for line in Path(results["synthetic"]).with_name("train.jsonl").read_text().splitlines()]
     assert len(rows) == 12 and all(row["instruction"] and row["output"] for row in rows)
+
+
+def test_trust_local_the_sites_add_the_noise_and_both_ledgers_say_so(tmp_path):
+    terms = {"epsilon": 8, "delta": 1e-5, "trust": "local", "accept_noise": True}
+    federation = Federation(tmp_path / "f", privacy=terms, stage2={"rounds": 2})
+    run = federation.create()
+    assert federation.work(run) == 0, federation.store.run(run).error
+    results = federation.results(run)
+    assert {results["privacy"][stage]["trust"] for stage in ("stage1", "stage2")} == {"local"}
+    assert 7 < results["privacy"]["maximum"]["epsilon"] <= 8
+    for site, releases in (("weak0", 3), ("strong0", 2)):
+        own = [json.loads(path.read_text()) for path in sorted((federation.home / "sites" / "tiny" / site / "ledger").glob("*.json"))]
+        assert len(own) == releases == len(federation.ledger.charges(run=run, site=site))
+        assert {entry["trust"] for entry in own} == {"local"}
+        cost = sum(entry["clip_steps"] ** 2 / entry["sigma_steps"] ** 2 for entry in own)
+        assert cost == pytest.approx(sum(float(charge.mu2) for charge in federation.ledger.charges(run=run, site=site)))
