@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -197,20 +198,23 @@ def test_a_sampled_text_depends_on_its_own_row_only_and_pieces_make_up_the_text(
     assert all(len(p) <= 20 for p in pieces.values())
 
 
+def drawn(logits: torch.Tensor, draws: list[float], temperature: float, top_p: float) -> int:
+    return choose(logits, [iter(draws).__next__], temperature, top_p)[0]
+
+
 def test_top_p_keeps_the_likeliest_tokens_and_the_draw_decides() -> None:
     logits = torch.log(torch.tensor([[0.1, 0.5, 0.25, 0.15]]))
-    by_draw = [choose(logits, [draw], 1.0, 0.7)[0] for draw in (0.0, 0.6, 0.7, 0.999)]
-    assert by_draw == [1, 1, 2, 2]  # 0.5 and 0.25 are kept, in the ratio 2 : 1
-    assert choose(logits, [0.999], 1.0, 1.0) == [0]
-    assert choose(logits, [0.999], 0.0, 1.0) == [1]
-    assert choose(logits, [0.999], 1.0, 0.01) == [1]
+    assert [drawn(logits, [draw], 1.0, 1.0) for draw in (0.05, 0.15, 0.55, 0.65, 0.84, 0.86, 0.999)] == [0, 1, 1, 2, 2, 3, 3]
+    assert [drawn(logits, [draw, 0.7], 1.0, 0.7) for draw in (0.05, 0.15, 0.8, 0.9)] == [2, 1, 2, 2]  # 0 and 3 are drawn again
+    assert [drawn(logits, [draw], 1.0, 0.76) for draw in (0.15, 0.8, 0.9)] == [1, 2, 3]
+    assert drawn(logits, [], 1.0, 0.3) == drawn(logits, [], 0.0, 1.0) == 1
 
 
-def test_samples_have_the_models_distribution() -> None:
-    probabilities = torch.tensor([0.1, 0.5, 0.25, 0.15])
-    draws = ((torch.arange(4000) + 0.5) / 4000).tolist()
-    chosen = torch.tensor(choose(torch.log(probabilities).expand(4000, 4), draws, 1.0, 1.0))
-    torch.testing.assert_close(torch.bincount(chosen, minlength=4) / 4000, probabilities, atol=1e-3, rtol=0)
+@pytest.mark.parametrize(("top_p", "expected"), [(1.0, [0.1, 0.5, 0.25, 0.15]), (0.7, [0, 2 / 3, 1 / 3, 0])])
+def test_samples_have_the_models_distribution_within_the_nucleus(top_p: float, expected: list[float]) -> None:
+    logits, chance = torch.log(torch.tensor([0.1, 0.5, 0.25, 0.15])), random.Random(1)
+    chosen = torch.tensor(choose(logits.expand(20_000, 4), [chance.random] * 20_000, 1.0, top_p))
+    torch.testing.assert_close(torch.bincount(chosen, minlength=4) / 20_000, torch.tensor(expected), atol=0.015, rtol=0)
 
 
 @given(lengths=st.lists(st.integers(1, 50), max_size=30), budget=st.integers(1, 200))

@@ -145,14 +145,15 @@ class BaseModel:
 
     def logits_at(self, ids: torch.Tensor, positions: Sequence[int], **inputs: Any) -> torch.Tensor:
         """Logits (positions, vocabulary) at flat positions of ``ids`` (rows, width), after the model's own scaling."""
-        with self._only(positions):
+        with self.only(positions):
             return self.model(input_ids=ids, use_cache=False, **inputs).logits.squeeze(0)
 
     def _padded(self, rows: Sequence[list[int]], width: int) -> torch.Tensor:
         return torch.tensor([row + [self.pad] * (width - len(row)) for row in rows], device=self.device)
 
     @contextmanager
-    def _only(self, positions: Sequence[int]) -> Iterator[None]:
+    def only(self, positions: Sequence[int]) -> Iterator[None]:
+        """Within, the model makes logits (1, positions, vocabulary) at these flat positions of its input only."""
         self._positions = torch.tensor(positions, device=self.device)
         try:
             yield

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from cafe_kit.base_model import BaseModel
 
 ROWS = 32  # rows decoded together
-_TOP = 256  # likeliest tokens that are sorted before the whole vocabulary would have to be
 OnToken = Callable[[int, str], None]
 
 
@@ -100,10 +99,10 @@ def _decode(base: BaseModel, ids: list[list[int]], rows: list[_Row], sampling: S
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=base.device)
     positions, cache = (mask.cumsum(1) - 1).clamp(min=0), None
     while rows:
-        out = base.model(
-            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
-        chosen = choose(out.logits[:, -1].float(), [row.draw() for row in rows], sampling.temperature, sampling.top_p)
+        ends = range(tokens.shape[1] - 1, tokens.numel(), tokens.shape[1])
+        with base.only(ends):
+            out = base.model(input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+        chosen = choose(out.logits[0].float(), [row.draw for row in rows], sampling.temperature, sampling.top_p)
         alive = [n for n, (row, token) in enumerate(zip(rows, chosen, strict=True)) if not row.add(token)]
         cache = out.past_key_values
         if len(alive) < len(rows):
@@ -116,20 +115,26 @@ def _decode(base: BaseModel, ids: list[list[int]], rows: list[_Row], sampling: S
         mask = torch.cat([mask, mask.new_ones((len(rows), 1))], dim=1)
 
 
-def choose(logits: torch.Tensor, draws: Sequence[float], temperature: float, top_p: float) -> list[int]:
-    """One token a row from logits (rows, vocabulary) float32, by inverse transform of one uniform draw a row."""
+def choose(logits: torch.Tensor, draws: Sequence[Callable[[], float]], temperature: float, top_p: float) -> list[int]:
+    """One token a row from logits (rows, vocabulary) float32; ``draws``: each row's uniform random numbers in [0, 1).
+
+    Nucleus sampling by rejection, without sorting: a token drawn from the whole distribution is kept if the likelier tokens
+    together stay below ``top_p``; otherwise it is drawn again.
+    """
+    likeliest = logits.argmax(-1)
     if temperature <= 0:
-        return logits.argmax(-1).tolist()
-    logits = logits / temperature
-    normaliser = logits.logsumexp(-1, keepdim=True)
-    count = min(_TOP, logits.shape[-1])
-    while True:
-        top, tokens = logits.topk(count, dim=-1)
-        cumulative = (top - normaliser).exp().double().cumsum(-1)
-        if count == logits.shape[-1] or bool((cumulative[:, -1] >= top_p).all()):
-            break
-        count = min(count * 8, logits.shape[-1])
-    kept = (cumulative < top_p).sum(-1, keepdim=True).clamp(max=count - 1)  # index of the last token that is kept
-    target = torch.tensor(draws, dtype=torch.float64, device=logits.device)[:, None] * cumulative.gather(1, kept)
-    index = torch.minimum((cumulative <= target).sum(-1, keepdim=True), kept)
-    return tokens.gather(1, index).squeeze(1).tolist()
+        return likeliest.tolist()
+    probabilities = (logits / temperature).softmax(-1)
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    chosen = likeliest.clone()
+    open_rows = (probabilities.amax(-1) < top_p).nonzero()[:, 0]  # elsewhere the likeliest token is the whole nucleus
+    while len(open_rows):
+        uniform = torch.tensor([draws[row]() for row in open_rows.tolist()], dtype=torch.float64, device=logits.device)
+        targets = (uniform * cumulative[open_rows, -1])[:, None]
+        tokens = torch.searchsorted(cumulative[open_rows], targets, right=True).clamp(max=logits.shape[-1] - 1)
+        of_rows = probabilities[open_rows]
+        above = torch.where(of_rows > of_rows.gather(1, tokens), of_rows, 0).sum(-1)
+        kept = above < top_p
+        chosen[open_rows[kept]] = tokens[kept, 0]
+        open_rows = open_rows[~kept]
+    return chosen.tolist()
