@@ -58,7 +58,7 @@ def model_accuracies(config: settings.RunSettings, steps: int, seed: int) -> tup
     stage2, task = config.stage2, config.public_task()
     folder = models.base_model(config.base_model).path
     base = BaseModel.load(folder)
-    params = TrainParams(steps, stage2.batch_size, 1e-3, 8, 32.0, ("q_proj", "v_proj"), seed)
+    params = TrainParams(steps, stage2.batch_size, stage2.learning_rate, stage2.lora_rank, stage2.lora_alpha, stage2.target_modules, seed)
     zero_shot = _accuracy(base, task, config.test_records())
     real = [record for site in config.sites for record in read(config.source(site), task)]
     adapter = adapters.first_adapter(adapters.schema(folder, params.target_modules, params.lora_rank), False, seed)

@@ -69,8 +69,11 @@ def epsilon_spent(charges: Iterable[Charge], delta: float) -> float:
         if charge.mu2 is None:
             return math.inf
         if charge.mu2 != Fraction(charge.terms["clip_steps"], charge.terms["sigma_steps"]) ** 2:
-            raise CafeError("CAFE-335", f"The ledger's charge for release {charge.rid} contradicts its own terms.",
-                            "Stop all runs and check the ledger (`cafe doctor`).")
+            raise CafeError(
+                "CAFE-335",
+                f"The ledger's charge for release {charge.rid} contradicts its own terms.",
+                "Stop all runs and check the ledger (`cafe doctor`).",
+            )
         events[charge.mu2] += 1
     return _epsilon(tuple(sorted(events.items())), delta)
 
@@ -83,8 +86,11 @@ def _epsilon(events: Events, delta: float) -> float:
         return 0.0
     accounted = _accounted_epsilon(events, delta, interval=closed / 2000)
     if not math.isclose(closed, accounted, rel_tol=_AGREEMENT):
-        raise CafeError("CAFE-335", f"Two ways to compute epsilon disagree: {closed:.6g} and {accounted:.6g}.",
-                        "Report this; until it is understood no release is made.")
+        raise CafeError(
+            "CAFE-335",
+            f"Two ways to compute epsilon disagree: {closed:.6g} and {accounted:.6g}.",
+            "Report this; until it is understood no release is made.",
+        )
     return float(Context(prec=4, rounding=ROUND_CEILING).create_decimal_from_float(max(closed, accounted)))
 
 
@@ -208,10 +214,21 @@ def run_statement(ledger: Ledger, run: str, deltas: Mapping[int, float]) -> dict
     units = {c.terms["unit"] for c in charges if c.mu2 is not None}
     maximum = None
     if covered and len(units) == 1:
-        maximum = {"epsilon": max(f["epsilon"] for f in covered), "delta": max(f["delta"] for f in covered), "unit": units.pop(),
-                   "adjacency": ADJACENCY, "over_sites": len(covered)}
-    return {"run": run, "stages": stages, "sites": per_site, "maximum": maximum, "ledger_head": ledger.head(),
-            "sites_without_guarantee": sorted(site for site, figure in per_site.items() if figure["guarantee"] != GUARANTEE)}
+        maximum = {
+            "epsilon": max(f["epsilon"] for f in covered),
+            "delta": max(f["delta"] for f in covered),
+            "unit": units.pop(),
+            "adjacency": ADJACENCY,
+            "over_sites": len(covered),
+        }
+    return {
+        "run": run,
+        "stages": stages,
+        "sites": per_site,
+        "maximum": maximum,
+        "ledger_head": ledger.head(),
+        "sites_without_guarantee": sorted(site for site, figure in per_site.items() if figure["guarantee"] != GUARANTEE),
+    }
 
 
 def _stage_statement(charges: list[Charge], deltas: Mapping[int, float]) -> dict[str, Any]:

@@ -93,8 +93,13 @@ class PrivacyDoor:
             row = self._adopt(row)
         return self._open(release, row) if row.state != "reserved" else None
 
-    def release(self, release: Release, contributions: Mapping[str, NDArray[Any]], inputs: Mapping[str, str],
-                weights: Mapping[str, float] | None = None) -> Released:
+    def release(
+        self,
+        release: Release,
+        contributions: Mapping[str, NDArray[Any]],
+        inputs: Mapping[str, str],
+        weights: Mapping[str, float] | None = None,
+    ) -> Released:
         """Charge, noise, seal; or the sealed release, if there is one.
 
         Args:
@@ -137,8 +142,11 @@ class PrivacyDoor:
         for path in sorted(self.folder.glob("*.safetensors")):
             row = rows.get(path.name.split(".")[0])
             if row is None:
-                raise CafeError("CAFE-327", f"The sealed body {path.name[:12]}… belongs to no release in the ledger.",
-                                "Stop: either the ledger was replaced by an older copy, or a file was put here. Restore the newest ledger.")
+                raise CafeError(
+                    "CAFE-327",
+                    f"The sealed body {path.name[:12]}… belongs to no release in the ledger.",
+                    "Stop: either the ledger was replaced by an older copy, or a file was put here. Restore the newest ledger.",
+                )
             row = self._adopt(row) if row.state == "reserved" else row
             if row.sha256 != path.name.split(".")[1]:
                 path.unlink(missing_ok=True)  # drawn by a process that was overtaken; nobody ever saw it
@@ -151,8 +159,17 @@ class PrivacyDoor:
     def _reserve(self, release: Release, inputs: Mapping[str, str]) -> None:
         mu2 = cost(release.terms) if release.terms.mechanism == "gaussian" else None
         try:
-            self.ledger.reserve(release.rid, release.run, release.stage, release.attempt, release.round, release.statistic,
-                                terms=_described(release), inputs=inputs, charges=dict.fromkeys(release.roster, mu2))
+            self.ledger.reserve(
+                release.rid,
+                release.run,
+                release.stage,
+                release.attempt,
+                release.round,
+                release.statistic,
+                terms=_described(release),
+                inputs=inputs,
+                charges=dict.fromkeys(release.roster, mu2),
+            )
         except LedgerError as error:
             raise CafeError(error.code, error.message, error.hint) from error
 
@@ -179,8 +196,11 @@ class PrivacyDoor:
         path = self._path(row.rid, str(row.sha256))
         if row.state == "lost" or not self._whole(path):
             self.ledger.lose(row.rid)
-            raise CafeError("CAFE-325", f"The sealed body of release {row.rid} is lost. Its charge stays, and it is never drawn again.",
-                            "Restore the file from a backup, or start a new attempt, which is charged anew.")
+            raise CafeError(
+                "CAFE-325",
+                f"The sealed body of release {row.rid} is lost. Its charge stays, and it is never drawn again.",
+                "Restore the file from a backup, or start a new attempt, which is charged anew.",
+            )
         if release.terms.mechanism == "none":
             values = body_from_bytes(path.read_bytes(), {"values": ((release.length,), "float64")})["values"]
             return Released(values, str(row.sha256), ())
@@ -237,15 +257,19 @@ def _draw(release: Release, total: NDArray[Any]) -> bytes:
     return body_to_bytes({"steps": total})
 
 
-def _check(release: Release, contributions: Mapping[str, NDArray[Any]], inputs: Mapping[str, str],
-           weights: Mapping[str, float] | None) -> None:
+def _check(
+    release: Release, contributions: Mapping[str, NDArray[Any]], inputs: Mapping[str, str], weights: Mapping[str, float] | None
+) -> None:
     """Everything that can be refused is refused before anything is charged."""
     terms = release.terms
     if len(set(release.roster)) != len(release.roster) or not set(contributions) <= set(release.roster):
         raise CafeError("CAFE-321", "A contribution comes from a site that is not on the public roster of this stage.", "Check the roster.")
     if set(inputs) != set(contributions) or not all(re.fullmatch("[0-9a-f]{64}", sha) for sha in inputs.values()):
-        raise CafeError("CAFE-322", "Every contribution needs the hash of the sealed body it came from, and no other hash is welcome.",
-                        "Pass one SHA-256 for each site that answered.")
+        raise CafeError(
+            "CAFE-322",
+            "Every contribution needs the hash of the sealed body it came from, and no other hash is welcome.",
+            "Pass one SHA-256 for each site that answered.",
+        )
     if terms.mechanism == "gaussian":
         if weights is not None:
             raise CafeError("CAFE-324", "Weights by size are private numbers, not to be used under a guarantee.", "Leave the weights out.")
@@ -253,22 +277,36 @@ def _check(release: Release, contributions: Mapping[str, NDArray[Any]], inputs: 
         if len(release.roster) * (clip_steps(terms) + GaussianNoise(sigma_steps(terms)).bound) >= 2**62:
             raise CafeError("CAFE-302", "The sum over all sites does not fit the integer grid.", "Choose a coarser grid.")
     elif not contributions or (weights is not None and not all(weights.get(site, 0) > 0 for site in contributions)):
-        raise CafeError("CAFE-326", "Without a guarantee a mean needs at least one contribution, and every weight above zero.",
-                        "Wait for a site to answer.")
+        raise CafeError(
+            "CAFE-326",
+            "Without a guarantee a mean needs at least one contribution, and every weight above zero.",
+            "Wait for a site to answer.",
+        )
     for site, array in contributions.items():
         whole = array.dtype == np.int64 if terms.mechanism == "gaussian" else array.dtype.kind in "iuf" and bool(np.isfinite(array).all())
         if array.shape != (release.length,) or not whole:
-            raise CafeError("CAFE-457", f"The contribution of {site} is not the agreed {release.length} finite numbers.",
-                            "It counts as zero; the site should update its kit.")
+            raise CafeError(
+                "CAFE-457",
+                f"The contribution of {site} is not the agreed {release.length} finite numbers.",
+                "It counts as zero; the site should update its kit.",
+            )
 
 
 def _described(release: Release) -> dict[str, Any]:
     """The public terms as the ledger keeps them. No weights: sizes of data sets are no business of a ledger."""
     terms = release.terms
     noised = terms.mechanism == "gaussian"
-    return {"mechanism": terms.mechanism, "trust": terms.trust, "unit": terms.unit, "grid": terms.grid, "length": release.length,
-            "clip_steps": clip_steps(terms) if noised else None, "sigma_steps": sigma_steps(terms) if noised else None, "cap": release.cap,
-            "roster": sorted(release.roster)}
+    return {
+        "mechanism": terms.mechanism,
+        "trust": terms.trust,
+        "unit": terms.unit,
+        "grid": terms.grid,
+        "length": release.length,
+        "clip_steps": clip_steps(terms) if noised else None,
+        "sigma_steps": sigma_steps(terms) if noised else None,
+        "cap": release.cap,
+        "roster": sorted(release.roster),
+    }
 
 
 def _name(rid: str) -> str:

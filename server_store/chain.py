@@ -50,8 +50,11 @@ def describe(db: sqlite3.Connection, rid: str) -> Json | None:
         return None
     charges = db.execute("SELECT site, mu2_numerator, mu2_denominator FROM charges WHERE rid = ? ORDER BY site", (rid,)).fetchall()
     names = ("rid", "run", "stage", "attempt", "round", "statistic")
-    return dict(zip(names, row[:6], strict=True)) | {"terms": json.loads(row[6]), "inputs": json.loads(row[7]),
-                                                     "charges": {site: as_text(as_fraction(*mu2)) for site, *mu2 in charges}}
+    return dict(zip(names, row[:6], strict=True)) | {
+        "terms": json.loads(row[6]),
+        "inputs": json.loads(row[7]),
+        "charges": {site: as_text(as_fraction(*mu2)) for site, *mu2 in charges},
+    }
 
 
 def canonical(value: Any) -> str:
@@ -85,8 +88,10 @@ def _migration_1(db: sqlite3.Connection) -> None:
         CHECK ((state = 'sealed') = (sha256 IS NOT NULL AND size IS NOT NULL))) STRICT""")
     for table in ("releases", "charges", "entries"):
         for verb in ("UPDATE", "DELETE"):
-            db.execute(f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
-                       "BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END")
+            db.execute(
+                f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
+                "BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END"
+            )
 
 
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_migration_1,)

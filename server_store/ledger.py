@@ -102,28 +102,54 @@ class Ledger:
                     migration(db)
                     db.execute(f"PRAGMA user_version = {number}")
         except (OSError, sqlite3.DatabaseError) as error:
-            raise LedgerError("CAFE-661", f"The ledger {path.name} cannot be opened: {error}.",
-                              "Restore it from a backup; without it nothing can be released.") from error
+            raise LedgerError(
+                "CAFE-661",
+                f"The ledger {path.name} cannot be opened: {error}.",
+                "Restore it from a backup; without it nothing can be released.",
+            ) from error
 
     # --- the three verbs that write ---
 
-    def reserve(self, rid: str, run: str, stage: int, attempt: int, round: int, statistic: str, *, terms: Json,
-                inputs: Mapping[str, str], charges: Mapping[str, Fraction | None]) -> LedgerRelease:
+    def reserve(
+        self,
+        rid: str,
+        run: str,
+        stage: int,
+        attempt: int,
+        round: int,
+        statistic: str,
+        *,
+        terms: Json,
+        inputs: Mapping[str, str],
+        charges: Mapping[str, Fraction | None],
+    ) -> LedgerRelease:
         """Charge every site in ``charges`` for release ``rid``, durably, and freeze its inputs. Repeating it is free.
 
         Raises:
             LedgerError: CAFE-662 if ``rid`` was reserved under other terms or for other sites, CAFE-663 if with other inputs.
         """
-        description = {"rid": rid, "run": run, "stage": stage, "attempt": attempt, "round": round, "statistic": statistic,
-                       "terms": terms, "inputs": dict(inputs), "charges": {site: as_text(mu2) for site, mu2 in charges.items()}}
+        description = {
+            "rid": rid,
+            "run": run,
+            "stage": stage,
+            "attempt": attempt,
+            "round": round,
+            "statistic": statistic,
+            "terms": terms,
+            "inputs": dict(inputs),
+            "charges": {site: as_text(mu2) for site, mu2 in charges.items()},
+        }
         with self._transaction() as db:
             if (known := describe(db, rid)) is not None:
                 _same(known, json.loads(canonical(description)))
             else:
-                db.execute("INSERT INTO releases VALUES (?,?,?,?,?,?,?,?)",
-                           (rid, run, stage, attempt, round, statistic, canonical(terms), canonical(dict(inputs))))
-                db.executemany("INSERT INTO charges VALUES (?,?,?,?)",
-                               [(rid, site, *as_pair(mu2)) for site, mu2 in sorted(charges.items())])
+                db.execute(
+                    "INSERT INTO releases VALUES (?,?,?,?,?,?,?,?)",
+                    (rid, run, stage, attempt, round, statistic, canonical(terms), canonical(dict(inputs))),
+                )
+                db.executemany(
+                    "INSERT INTO charges VALUES (?,?,?,?)", [(rid, site, *as_pair(mu2)) for site, mu2 in sorted(charges.items())]
+                )
                 append(db, rid, "reserved", None, None)
         return self.get(rid)
 
@@ -137,8 +163,11 @@ class Ledger:
             state = state_of(db, rid)
             if state != ("sealed", sha256, size):
                 if state is None or state[0] != "reserved":
-                    raise LedgerError("CAFE-664", f"Release {rid} cannot take this body: it is {state[0] if state else 'not reserved'}.",
-                                      "There is one body for one release; read the one that was sealed.")
+                    raise LedgerError(
+                        "CAFE-664",
+                        f"Release {rid} cannot take this body: it is {state[0] if state else 'not reserved'}.",
+                        "There is one body for one release; read the one that was sealed.",
+                    )
                 append(db, rid, "sealed", sha256, size)
         return self.get(rid)
 
@@ -175,11 +204,16 @@ class Ledger:
         chosen = {column: value for column, value in wanted.items() if value is not None}
         where = "WHERE " + " AND ".join(f"{column} = ?" for column in chosen) if chosen else ""
         with self._reading() as db:
-            rows = db.execute(f"""SELECT r.rid, r.run, r.stage, r.attempt, r.round, r.statistic, c.site, c.mu2_numerator, c.mu2_denominator,
+            rows = db.execute(
+                f"""SELECT r.rid, r.run, r.stage, r.attempt, r.round, r.statistic, c.site, c.mu2_numerator, c.mu2_denominator,
                 r.terms FROM charges c JOIN releases r USING (rid) JOIN entries e ON e.rid = r.rid AND e.state = 'reserved'
-                {where} ORDER BY e.seq, c.site""", tuple(chosen.values())).fetchall()
-        return [Charge(rid, run_, stage_, attempt, round_, statistic, site_, as_fraction(numerator, denominator), json.loads(terms))
-                for rid, run_, stage_, attempt, round_, statistic, site_, numerator, denominator, terms in rows]
+                {where} ORDER BY e.seq, c.site""",
+                tuple(chosen.values()),
+            ).fetchall()
+        return [
+            Charge(rid, run_, stage_, attempt, round_, statistic, site_, as_fraction(numerator, denominator), json.loads(terms))
+            for rid, run_, stage_, attempt, round_, statistic, site_, numerator, denominator, terms in rows
+        ]
 
     def head(self) -> str:
         """The hash of the last entry. Kept elsewhere, it shows a ledger that was replaced by an older copy."""
@@ -199,33 +233,46 @@ class Ledger:
             for seq, rid, state, sha256, size, time, prev, hash_ in db.execute("SELECT * FROM entries ORDER BY seq").fetchall():
                 description = describe(db, rid) if state == "reserved" else None
                 if prev != previous or hash_ != entry_hash(previous, seq, rid, state, sha256, size, time, description):
-                    raise LedgerError("CAFE-666", f"Entry {seq} of the ledger ({state}, {rid}) was altered, or one before it was removed.",
-                                      "Stop all runs, keep this file as evidence and restore a backup.")
+                    raise LedgerError(
+                        "CAFE-666",
+                        f"Entry {seq} of the ledger ({state}, {rid}) was altered, or one before it was removed.",
+                        "Stop all runs, keep this file as evidence and restore a backup.",
+                    )
                 previous = hash_
                 seen.add(hash_)
                 reserved += [rid] if state == "reserved" else []
             stray = {row[0] for row in db.execute("SELECT rid FROM releases UNION SELECT rid FROM charges")} - set(reserved)
         if stray:
-            raise LedgerError("CAFE-666", f"The ledger holds rows of {sorted(stray)[0]}, which no entry charged.",
-                              "Stop all runs, keep this file as evidence and restore a backup.")
+            raise LedgerError(
+                "CAFE-666",
+                f"The ledger holds rows of {sorted(stray)[0]}, which no entry charged.",
+                "Stop all runs, keep this file as evidence and restore a backup.",
+            )
         if head is not None and head not in seen:
-            raise LedgerError("CAFE-667", "The ledger is not the one that was seen before, or an older copy of it.",
-                              "Restore the newest copy; a budget that was spent stays spent.")
+            raise LedgerError(
+                "CAFE-667",
+                "The ledger is not the one that was seen before, or an older copy of it.",
+                "Restore the newest copy; a budget that was spent stays spent.",
+            )
 
     def export(self, run: str) -> list[Json]:
         """Every entry of one run as plain JSON, with charges and hashes: enough to recompute each epsilon elsewhere."""
         with self._reading() as db:
             rows = db.execute("SELECT e.* FROM entries e JOIN releases r USING (rid) WHERE r.run = ? ORDER BY e.seq", (run,)).fetchall()
-            return [dict(zip(ENTRY, row, strict=True)) | ({"release": describe(db, row[1])} if row[2] == "reserved" else {})
-                    for row in rows]
+            return [
+                dict(zip(ENTRY, row, strict=True)) | ({"release": describe(db, row[1])} if row[2] == "reserved" else {}) for row in rows
+            ]
 
     # --- the file ---
 
     def _releases(self, where: str, *values: str) -> list[LedgerRelease]:
         with self._reading() as db:
-            rows = db.execute(f"""SELECT e.seq, r.*, COALESCE(l.state, s.state, e.state), s.sha256, s.size, e.time, e.hash FROM releases r
+            rows = db.execute(
+                f"""SELECT e.seq, r.*, COALESCE(l.state, s.state, e.state), s.sha256, s.size, e.time, e.hash FROM releases r
                 JOIN entries e ON e.rid = r.rid AND e.state = 'reserved' LEFT JOIN entries s ON s.rid = r.rid AND s.state = 'sealed'
-                LEFT JOIN entries l ON l.rid = r.rid AND l.state = 'lost' {where} ORDER BY e.seq""", values).fetchall()
+                LEFT JOIN entries l ON l.rid = r.rid AND l.state = 'lost' {where} ORDER BY e.seq""",
+                values,
+            ).fetchall()
         return [_release(row) for row in rows]
 
     @contextmanager
@@ -238,8 +285,11 @@ class Ledger:
             db.execute(begin)
             yield db
         except sqlite3.OperationalError as error:
-            raise LedgerError("CAFE-668", f"The ledger {self.path.name} could not be used: {error}.",
-                              "Free disk space, or wait for the other process, then resume; nothing was released.") from error
+            raise LedgerError(
+                "CAFE-668",
+                f"The ledger {self.path.name} could not be used: {error}.",
+                "Free disk space, or wait for the other process, then resume; nothing was released.",
+            ) from error
         finally:
             db.close()  # without a COMMIT this takes everything back
 
@@ -257,11 +307,17 @@ class Ledger:
 def _same(known: Json, asked: Json) -> None:
     """One release has one description; what differs is told apart, because what to do differs."""
     if {**known, "inputs": None} != {**asked, "inputs": None}:
-        raise LedgerError("CAFE-662", f"Release {known['rid']} was charged under other terms or for other sites.",
-                          "Start a new attempt; it is charged anew.")
+        raise LedgerError(
+            "CAFE-662",
+            f"Release {known['rid']} was charged under other terms or for other sites.",
+            "Start a new attempt; it is charged anew.",
+        )
     if known["inputs"] != asked["inputs"]:
-        raise LedgerError("CAFE-663", f"The inputs of release {known['rid']} were frozen when it was charged, and these are others.",
-                          "Repeat the release with the bodies that were frozen, or start a new attempt, which is charged anew.")
+        raise LedgerError(
+            "CAFE-663",
+            f"The inputs of release {known['rid']} were frozen when it was charged, and these are others.",
+            "Repeat the release with the bodies that were frozen, or start a new attempt, which is charged anew.",
+        )
 
 
 def _release(row: tuple[Any, ...]) -> LedgerRelease:

@@ -50,8 +50,16 @@ class TinyEngine:
                 counts[min(near)[1]] += 1
         return np.minimum(counts, params.max_votes_per_candidate)
 
-    def train(self, params: TrainParams, task: Task, base_model: Path, adapter: Mapping[str, np.ndarray],
-              shards: Mapping[str, Sequence[Record]], round: int, progress: Progress) -> Deltas:
+    def train(
+        self,
+        params: TrainParams,
+        task: Task,
+        base_model: Path,
+        adapter: Mapping[str, np.ndarray],
+        shards: Mapping[str, Sequence[Record]],
+        round: int,
+        progress: Progress,
+    ) -> Deltas:
         deltas = {}
         for site, records in shards.items():
             for step in range(params.steps):
@@ -101,17 +109,31 @@ class TinyServer:
         records = [{"text": f"{site} message {n}", "label": TASK.labels[n % 2]} for n in range(rows)]
         data.write_text("".join(json.dumps(record) + "\n" for record in records))
         return {
-            "site": site, "kind": "cpu", "home": str(self.folder / "homes" / site), "data": {"path": str(data)},
-            "server": {"verify_key": self.signing.public_key().public_bytes_raw().hex(),
-                       "seal_key": self.sealing.public_key().public_bytes_raw().hex()},
+            "site": site,
+            "kind": "cpu",
+            "home": str(self.folder / "homes" / site),
+            "data": {"path": str(data)},
+            "server": {
+                "verify_key": self.signing.public_key().public_bytes_raw().hex(),
+                "seal_key": self.sealing.public_key().public_bytes_raw().hex(),
+            },
         }
 
     def order(self, site: str, kind: str = "train", privacy: PrivacyTerms = NO_NOISE, **changes: Any) -> Order:
         """An order of the kind, with the real hashes of this server's inputs."""
         names = {"train": ("base_model", "adapter"), "vote": ("embedder", "candidates"), "hello": ()}[kind]
         params = {"train": TRAIN, "vote": VOTE, "hello": HelloParams()}[kind]
-        order = Order(run="run", stage=2 if kind == "train" else 1, attempt=1, round=1, site=site, task=TASK, privacy=privacy,
-                      inputs={name: self.blob(name) for name in names}, params=params)
+        order = Order(
+            run="run",
+            stage=2 if kind == "train" else 1,
+            attempt=1,
+            round=1,
+            site=site,
+            task=TASK,
+            privacy=privacy,
+            inputs={name: self.blob(name) for name in names},
+            params=params,
+        )
         return replace(order, **changes)
 
     def blob(self, name: str) -> Blob:

@@ -102,8 +102,12 @@ def test_the_program_in_the_documentation_checks_an_export(ledger: Ledger, tmp_p
     lines = [json.dumps(entry) + "\n" for entry in ledger.export("run")]
     (tmp_path / "good.jsonl").write_text("".join(lines), encoding="utf-8")
     (tmp_path / "bad.jsonl").write_text("".join(lines).replace("1/16", "1/64"), encoding="utf-8")
-    good, bad = (subprocess.run([sys.executable, "-c", program, tmp_path / name], text=True, capture_output=True, check=False,
-                                env={"PYTHONUTF8": "1"}) for name in ("good.jsonl", "bad.jsonl"))
+    good, bad = (
+        subprocess.run(
+            [sys.executable, "-c", program, tmp_path / name], text=True, capture_output=True, check=False, env={"PYTHONUTF8": "1"}
+        )
+        for name in ("good.jsonl", "bad.jsonl")
+    )
     assert good.stdout.splitlines() == ["north mu = 0.5000", "south mu = 0.2500", "zürich no formal guarantee"], good.stderr
     assert bad.returncode == 1 and "entry 1 was altered" in bad.stderr
 
@@ -126,20 +130,23 @@ def test_nothing_is_updated_or_deleted(ledger: Ledger, table: str) -> None:
             _edit(ledger, statement, triggers=True)
 
 
-@pytest.mark.parametrize(("statement", "named"), [
-    ("UPDATE charges SET mu2_denominator = 1600 WHERE rid LIKE '%/1/votes' AND site = 'north'", "Entry 3 "),
-    ("DELETE FROM charges WHERE rid LIKE '%/1/votes' AND site = 'south'", "Entry 3 "),
-    ("INSERT INTO charges VALUES ('run/1/1/1/votes', 'zoe', 1, 2)", "Entry 3 "),
-    ("UPDATE releases SET terms = '{}' WHERE round = 0", "Entry 1 "),
-    ("UPDATE releases SET inputs = '{}' WHERE round = 2", "Entry 5 "),
-    ("UPDATE entries SET sha256 = 'b' WHERE seq = 2", "Entry 2 "),
-    ("UPDATE entries SET time = '2020' WHERE seq = 4", "Entry 4 "),
-    ("UPDATE entries SET state = 'lost', sha256 = NULL, size = NULL WHERE seq = 2", "Entry 2 "),
-    ("DELETE FROM entries WHERE seq = 2", "Entry 3 "),
-    ("DELETE FROM entries WHERE seq = 5", "run/1/1/2/votes"),
-    ("UPDATE entries SET hash = 'x' WHERE seq = 4", "Entry 4 "),
-    ("INSERT INTO releases VALUES ('stray', 'run', 1, 1, 9, 'votes', '{}', '{}')", "stray"),
-])
+@pytest.mark.parametrize(
+    ("statement", "named"),
+    [
+        ("UPDATE charges SET mu2_denominator = 1600 WHERE rid LIKE '%/1/votes' AND site = 'north'", "Entry 3 "),
+        ("DELETE FROM charges WHERE rid LIKE '%/1/votes' AND site = 'south'", "Entry 3 "),
+        ("INSERT INTO charges VALUES ('run/1/1/1/votes', 'zoe', 1, 2)", "Entry 3 "),
+        ("UPDATE releases SET terms = '{}' WHERE round = 0", "Entry 1 "),
+        ("UPDATE releases SET inputs = '{}' WHERE round = 2", "Entry 5 "),
+        ("UPDATE entries SET sha256 = 'b' WHERE seq = 2", "Entry 2 "),
+        ("UPDATE entries SET time = '2020' WHERE seq = 4", "Entry 4 "),
+        ("UPDATE entries SET state = 'lost', sha256 = NULL, size = NULL WHERE seq = 2", "Entry 2 "),
+        ("DELETE FROM entries WHERE seq = 2", "Entry 3 "),
+        ("DELETE FROM entries WHERE seq = 5", "run/1/1/2/votes"),
+        ("UPDATE entries SET hash = 'x' WHERE seq = 4", "Entry 4 "),
+        ("INSERT INTO releases VALUES ('stray', 'run', 1, 1, 9, 'votes', '{}', '{}')", "stray"),
+    ],
+)
 def test_whoever_goes_around_the_triggers_is_seen(ledger: Ledger, statement: str, named: str) -> None:
     for round in range(3):
         rid = reserve(ledger, round).rid
@@ -217,8 +224,12 @@ for round in range(5):
 def test_eight_processes_reserve_and_seal_the_same_releases(tmp_path: Path) -> None:
     """One charge and one winner for each, and the chain is whole."""
     path = tmp_path / "ledger.db"
-    writers = [subprocess.Popen([sys.executable, "-c", _WRITER, str(path), str(number)], cwd=ROOT, text=True,
-                                stdin=subprocess.PIPE, stdout=subprocess.PIPE) for number in range(8)]
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _WRITER, str(path), str(number)], cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for number in range(8)
+    ]
     for writer in writers:
         assert writer.stdin is not None
         writer.stdin.write("go\n")

@@ -57,7 +57,7 @@ def finished(real_models, tmp_path_factory):
 
 
 def test_results_say_everything(finished):
-    _, results, settings = finished
+    _, results, _settings = finished
     assert results["schema_version"] == 1
     for key in ("zero_shot", "synthetic_only", "federated"):
         assert results[key]["n"] == 24 and 0 <= results[key]["accuracy"] <= 1

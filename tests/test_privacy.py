@@ -50,13 +50,16 @@ def test_the_scale_check_rejects_two_percent(factor: float) -> None:
 # --- accounting ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("epsilon", "mus"), [
-    (0.5, (0.3178, 0.2169, 0.1697, 0.1422, 0.1241)),
-    (1, (0.5325, 0.3884, 0.3139, 0.2681, 0.2367)),
-    (2, (0.8959, 0.6919, 0.5766, 0.5016, 0.4483)),
-    (4, (1.4947, 1.2150, 1.0431, 0.9249, 0.8379)),
-    (8, (2.4488, 2.0833, 1.8414, 1.6660, 1.5315)),
-])
+@pytest.mark.parametrize(
+    ("epsilon", "mus"),
+    [
+        (0.5, (0.3178, 0.2169, 0.1697, 0.1422, 0.1241)),
+        (1, (0.5325, 0.3884, 0.3139, 0.2681, 0.2367)),
+        (2, (0.8959, 0.6919, 0.5766, 0.5016, 0.4483)),
+        (4, (1.4947, 1.2150, 1.0431, 0.9249, 0.8379)),
+        (8, (2.4488, 2.0833, 1.8414, 1.6660, 1.5315)),
+    ],
+)
 def test_mu_for_the_table(epsilon: float, mus: tuple[float, ...]) -> None:
     for delta, mu in zip((1e-2, 1e-3, 1e-4, 1e-5, 1e-6), mus, strict=True):
         assert accounting.mu_for(epsilon, delta) == pytest.approx(mu, abs=6e-5)
@@ -116,14 +119,23 @@ def test_two_ways_that_disagree_are_an_error(monkeypatch: pytest.MonkeyPatch) ->
         epsilon_spent(checks.charges([(1, 7)]), 3e-5)
 
 
-@pytest.mark.parametrize(("arguments", "code"), [
-    ((0.0, 1e-5, 1, 1.0, "server"), "CAFE-332"), ((-1.0, 1e-5, 1, 1.0, "server"), "CAFE-332"),
-    ((math.nan, 1e-5, 1, 1.0, "server"), "CAFE-332"), ((math.inf, 1e-5, 1, 1.0, "server"), "CAFE-332"),
-    ((1.0, 1.0, 1, 1.0, "server"), "CAFE-333"), ((1.0, 0.0, 1, 1.0, "server"), "CAFE-333"),
-    ((1.0, math.nan, 1, 1.0, "server"), "CAFE-333"), ((1.0, 1e-5, 0, 1.0, "server"), "CAFE-334"),
-    ((1.0, 1e-5, 1, 0.0, "server"), "CAFE-334"), ((1.0, 1e-5, 1, math.inf, "server"), "CAFE-334"),
-    ((1.0, 1e-5, 1, 1e300, "server"), "CAFE-301"), ((1e-9, 1e-5, 1, 1.0, "server"), "CAFE-302"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ((0.0, 1e-5, 1, 1.0, "server"), "CAFE-332"),
+        ((-1.0, 1e-5, 1, 1.0, "server"), "CAFE-332"),
+        ((math.nan, 1e-5, 1, 1.0, "server"), "CAFE-332"),
+        ((math.inf, 1e-5, 1, 1.0, "server"), "CAFE-332"),
+        ((1.0, 1.0, 1, 1.0, "server"), "CAFE-333"),
+        ((1.0, 0.0, 1, 1.0, "server"), "CAFE-333"),
+        ((1.0, math.nan, 1, 1.0, "server"), "CAFE-333"),
+        ((1.0, 1e-5, 0, 1.0, "server"), "CAFE-334"),
+        ((1.0, 1e-5, 1, 0.0, "server"), "CAFE-334"),
+        ((1.0, 1e-5, 1, math.inf, "server"), "CAFE-334"),
+        ((1.0, 1e-5, 1, 1e300, "server"), "CAFE-301"),
+        ((1e-9, 1e-5, 1, 1.0, "server"), "CAFE-302"),
+    ],
+)
 def test_calibrate_refuses(arguments: tuple[float, float, int, float, str], code: str) -> None:
     with pytest.raises(CafeError, match=code):
         calibrate(*arguments)  # type: ignore[arg-type]
@@ -217,14 +229,17 @@ def test_negative_votes_do_not_pass(folder: Path) -> None:
 _ZEROS = np.zeros(3, np.int64)
 
 
-@pytest.mark.parametrize(("sent", "code"), [
-    ({"nobody": _ZEROS}, "CAFE-321"),
-    ({"east": np.zeros(4, np.int64)}, "CAFE-457"),
-    ({"east": np.zeros((1, 3), np.int64)}, "CAFE-457"),
-    ({"east": np.zeros(3, np.int32)}, "CAFE-457"),
-    ({"east": np.zeros(3)}, "CAFE-457"),
-    ({"east": np.array([1 + 2**63 - 1 - 2, 0, 0], np.uint64)}, "CAFE-457"),
-])
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        ({"nobody": _ZEROS}, "CAFE-321"),
+        ({"east": np.zeros(4, np.int64)}, "CAFE-457"),
+        ({"east": np.zeros((1, 3), np.int64)}, "CAFE-457"),
+        ({"east": np.zeros(3, np.int32)}, "CAFE-457"),
+        ({"east": np.zeros(3)}, "CAFE-457"),
+        ({"east": np.array([1 + 2**63 - 1 - 2, 0, 0], np.uint64)}, "CAFE-457"),
+    ],
+)
 def test_a_contribution_is_refused_before_anything_is_charged(folder: Path, sent: dict[str, np.ndarray], code: str) -> None:
     gate = door(folder)
     with pytest.raises(CafeError, match=code):
@@ -253,8 +268,14 @@ def test_other_refusals_before_anything_is_charged(folder: Path) -> None:
 def test_another_description_of_a_charged_release_is_refused(folder: Path) -> None:
     gate, of = door(folder), release(3, terms())
     gate.release(of, {"east": _ZEROS}, hashes({"east": _ZEROS}))
-    for other in (release(3, terms(5.0)), release(4, terms()), release(3, terms(clip_norm=2.0)), release(3, terms(trust="local")),
-                  release(3, terms(), SITES[:2]), release(3, terms(), cap=0.5)):
+    for other in (
+        release(3, terms(5.0)),
+        release(4, terms()),
+        release(3, terms(clip_norm=2.0)),
+        release(3, terms(trust="local")),
+        release(3, terms(), SITES[:2]),
+        release(3, terms(), cap=0.5),
+    ):
         with pytest.raises(CafeError, match="CAFE-662"):
             gate.release(other, {}, {})
 
@@ -301,8 +322,16 @@ def test_the_statement_is_the_maximum_over_sites(folder: Path) -> None:
         gate.release(Release("run", 1, 1, round, "votes", votes, ("north", "both"), 3), {}, {})
     gate.release(Release("run", 2, 1, 0, "delta", deltas, ("lab", "both"), 3), {}, {})
     said = run_statement(gate.ledger, "run", {1: 1e-5, 2: 1e-5})
-    assert said["stages"]["1"] == {"guarantee": "client-level differential privacy", "epsilon": 4.0, "delta": 1e-5, "unit": "client",
-                                   "trust": "server", "adjacency": "zero-out of one client", "releases": 2, "sites": 2}
+    assert said["stages"]["1"] == {
+        "guarantee": "client-level differential privacy",
+        "epsilon": 4.0,
+        "delta": 1e-5,
+        "unit": "client",
+        "trust": "server",
+        "adjacency": "zero-out of one client",
+        "releases": 2,
+        "sites": 2,
+    }
     assert said["sites"]["both"]["epsilon"] == pytest.approx(5.99, abs=0.01)
     assert said["maximum"]["epsilon"] == said["sites"]["both"]["epsilon"] and said["sites"]["lab"]["epsilon"] == 4.0
     assert said["sites_without_guarantee"] == [] and json.dumps(said)
@@ -311,6 +340,7 @@ def test_the_statement_is_the_maximum_over_sites(folder: Path) -> None:
 
 
 # --- kill -9 ---------------------------------------------------------------------------------------------------------
+
 
 def _child(folder: Path, failpoint: str = "") -> BaseProcess:
     """A process of its own that releases, and dies where it is told. Forked, so that it starts at once."""
@@ -328,8 +358,17 @@ def _release_once(folder: Path, failpoint: str) -> None:
     (folder / f"seen-{os.getpid()}").write_text(sha256)
 
 
-FAILPOINTS = ("door.before_reserve", "door.after_reserve", "door.after_draw", "seal.before_write", "seal.half_written",
-              "seal.before_rename", "seal.after_rename", "door.after_seal", "door.after_mark")
+FAILPOINTS = (
+    "door.before_reserve",
+    "door.after_reserve",
+    "door.after_draw",
+    "seal.before_write",
+    "seal.half_written",
+    "seal.before_rename",
+    "seal.after_rename",
+    "door.after_seal",
+    "door.after_mark",
+)
 
 
 @pytest.mark.parametrize("failpoint", FAILPOINTS)

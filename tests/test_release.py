@@ -51,9 +51,14 @@ def test_steps_are_exact_integers() -> None:
     assert sigma_steps(PrivacyTerms(mechanism="gaussian", noise_multiplier=0.0)) == 0
 
 
-@pytest.mark.parametrize(("clip_norm", "z", "grid", "code"), [
-    (1e-9, 1.0, 2**10, "CAFE-301"), (1e9, 1.0, 2**10, "CAFE-301"), (1.0, 1e9, 2**16, "CAFE-302"),
-])
+@pytest.mark.parametrize(
+    ("clip_norm", "z", "grid", "code"),
+    [
+        (1e-9, 1.0, 2**10, "CAFE-301"),
+        (1e9, 1.0, 2**10, "CAFE-301"),
+        (1.0, 1e9, 2**16, "CAFE-302"),
+    ],
+)
 def test_steps_that_cannot_be_computed_with(clip_norm: float, z: float, grid: int, code: str) -> None:
     with pytest.raises(CafeError, match=code):
         sigma_steps(PrivacyTerms(mechanism="gaussian", clip_norm=clip_norm, noise_multiplier=z, grid=grid))
@@ -189,8 +194,13 @@ def test_the_quantile_is_as_good_as_claimed() -> None:
     """The error bound that decides between fast and exact path, at 3,000 places, cells' ends among them."""
     cumulative, _ = noise._nodes()
     assert (np.diff(cumulative.astype(object)) > 0).all()
-    places = np.concatenate([np.random.default_rng(3).integers(2**43, 2**64 - 2**43, 1000, dtype=np.uint64),
-                             cumulative[:-1][::5], cumulative[1:][::5] - np.uint64(1)])
+    places = np.concatenate(
+        [
+            np.random.default_rng(3).integers(2**43, 2**64 - 2**43, 1000, dtype=np.uint64),
+            cumulative[:-1][::5],
+            cumulative[1:][::5] - np.uint64(1),
+        ]
+    )
     found = noise._quantile(places)
     with mp.workprec(200):
         for u, z in zip(places.tolist(), found.tolist(), strict=True):
@@ -282,22 +292,40 @@ _A = {"dtype": "F32", "shape": [2, 3], "data_offsets": [32, 56]}
 _B = {"dtype": "I64", "shape": [4], "data_offsets": [0, 32]}
 
 
-@pytest.mark.parametrize(("data", "code"), [
-    (b"", 451), (b"\0" * 7, 451), (b"\xff" * 100, 451), (_GOOD[:-1], 451), (_GOOD + b"\0", 451), (_GOOD[:40], 451),
-    ((10**9).to_bytes(8, "little") + b"{}", 451), (_raw(b" " * 300_000), 451), (b"\x80\x04K\x01.", 451), (b"PK\x03\x04" + b"\0" * 50, 451),
-    (_raw(b"not json"), 452), (_raw(b"[1]"), 452), (_raw(b"\xff\xfe"), 452), (_raw(b"{}"), 453), (_raw(b"[" * 100_000), 452),
-    (_raw(b'{"a": 1}'), 452), (_raw(json.dumps({"a": _A})[:-1].encode() + b', "a": ' + json.dumps(_A).encode() + b"}"), 452),
-    (_with_header(lambda h: h | {"__metadata__": {"x": "y"}}), 453), (_with_header(lambda h: {"a": h["a"]}), 453),
-    (_with_header(lambda h: h | {"../../etc/passwd": _B}), 453), (_with_header(lambda h: h | {"a": {**h["a"], "dtype": "F64"}}), 454),
-    (_with_header(lambda h: h | {"a": {**h["a"], "dtype": None}}), 454),
-    (_with_header(lambda h: h | {"a": {**h["a"], "shape": [3, 2]}}), 455),
-    (_with_header(lambda h: h | {"a": {**h["a"], "shape": "2,3"}}), 455),
-    (_with_header(lambda h: h | {"a": {**h["a"], "data_offsets": [0, 24]}}), 452),
-    (_with_header(lambda h: h | {"a": {**h["a"], "data_offsets": [8, 8]}}), 452),
-    (_with_header(lambda h: h | {"a": {"dtype": "F32", "shape": [2, 3]}}), 452),
-    (body_to_bytes({**ARRAYS, "a": np.full((2, 3), np.nan, np.float32)}), 456),
-    (body_to_bytes({**ARRAYS, "a": np.full((2, 3), -np.inf, np.float32)}), 456),
-])
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"", 451),
+        (b"\0" * 7, 451),
+        (b"\xff" * 100, 451),
+        (_GOOD[:-1], 451),
+        (_GOOD + b"\0", 451),
+        (_GOOD[:40], 451),
+        ((10**9).to_bytes(8, "little") + b"{}", 451),
+        (_raw(b" " * 300_000), 451),
+        (b"\x80\x04K\x01.", 451),
+        (b"PK\x03\x04" + b"\0" * 50, 451),
+        (_raw(b"not json"), 452),
+        (_raw(b"[1]"), 452),
+        (_raw(b"\xff\xfe"), 452),
+        (_raw(b"{}"), 453),
+        (_raw(b"[" * 100_000), 452),
+        (_raw(b'{"a": 1}'), 452),
+        (_raw(json.dumps({"a": _A})[:-1].encode() + b', "a": ' + json.dumps(_A).encode() + b"}"), 452),
+        (_with_header(lambda h: h | {"__metadata__": {"x": "y"}}), 453),
+        (_with_header(lambda h: {"a": h["a"]}), 453),
+        (_with_header(lambda h: h | {"../../etc/passwd": _B}), 453),
+        (_with_header(lambda h: h | {"a": {**h["a"], "dtype": "F64"}}), 454),
+        (_with_header(lambda h: h | {"a": {**h["a"], "dtype": None}}), 454),
+        (_with_header(lambda h: h | {"a": {**h["a"], "shape": [3, 2]}}), 455),
+        (_with_header(lambda h: h | {"a": {**h["a"], "shape": "2,3"}}), 455),
+        (_with_header(lambda h: h | {"a": {**h["a"], "data_offsets": [0, 24]}}), 452),
+        (_with_header(lambda h: h | {"a": {**h["a"], "data_offsets": [8, 8]}}), 452),
+        (_with_header(lambda h: h | {"a": {"dtype": "F32", "shape": [2, 3]}}), 452),
+        (body_to_bytes({**ARRAYS, "a": np.full((2, 3), np.nan, np.float32)}), 456),
+        (body_to_bytes({**ARRAYS, "a": np.full((2, 3), -np.inf, np.float32)}), 456),
+    ],
+)
 def test_the_gate_refuses(data: bytes, code: int) -> None:
     with pytest.raises(CafeError, match=f"CAFE-{code}"):
         body_from_bytes(data, SCHEMA)

@@ -469,4 +469,3 @@ def test_one_sites_failure_is_not_the_others(server):
     engine = Counting()
     replies = together(server, [server.order("well", "train"), server.order("sick", "train")], engine)
     assert [(reply.site, reply.status, reply.code) for reply in replies] == [("well", "ok", ""), ("sick", "failed", "CAFE-402")]
-

@@ -30,8 +30,16 @@ class Engine(Protocol):
         """Votes per candidate, (num_candidates,) int64: see ``cafe_kit.vote``. ``embedder``: its folder."""
         ...
 
-    def train(self, params: TrainParams, task: Task, base_model: Path, adapter: Mapping[str, np.ndarray],
-              shards: Mapping[str, Sequence[Record]], round: int, progress: Progress) -> Deltas:
+    def train(
+        self,
+        params: TrainParams,
+        task: Task,
+        base_model: Path,
+        adapter: Mapping[str, np.ndarray],
+        shards: Mapping[str, Sequence[Record]],
+        round: int,
+        progress: Progress,
+    ) -> Deltas:
         """Site to trained tensors' float32 deltas: see ``cafe_kit.train``. ``base_model``: its folder."""
         ...
 
@@ -57,8 +65,16 @@ class RealEngine:
             self._embedder = embedder, Embedder(embedder, self._threads)
         return vote(params, task, records, candidates, self._embedder[1])
 
-    def train(self, params: TrainParams, task: Task, base_model: Path, adapter: Mapping[str, np.ndarray],
-              shards: Mapping[str, Sequence[Record]], round: int, progress: Progress) -> Deltas:
+    def train(
+        self,
+        params: TrainParams,
+        task: Task,
+        base_model: Path,
+        adapter: Mapping[str, np.ndarray],
+        shards: Mapping[str, Sequence[Record]],
+        round: int,
+        progress: Progress,
+    ) -> Deltas:
         import torch
 
         from cafe_kit.base_model import BaseModel

@@ -90,10 +90,16 @@ def fetch_folder(name: str, where: str, blob: Blob) -> Path:
 
 
 def _missing(name: str) -> CafeError:
-    return CafeError("CAFE-106", f"The input '{name}' is not where the order's transport says, or cannot be read.",
-                     "Ask the operator to send the order again.")
+    return CafeError(
+        "CAFE-106",
+        f"The input '{name}' is not where the order's transport says, or cannot be read.",
+        "Ask the operator to send the order again.",
+    )
 
 
 def _different(name: str) -> CafeError:
-    return CafeError("CAFE-107", f"The input '{name}' is not the one that the order names: hash or size differ.",
-                     "It was damaged on the way or is another version; fetch it again.")
+    return CafeError(
+        "CAFE-107",
+        f"The input '{name}' is not the one that the order names: hash or size differ.",
+        "It was damaged on the way or is another version; fetch it again.",
+    )

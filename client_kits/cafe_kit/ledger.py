@@ -150,8 +150,11 @@ class SiteLedger:
         if order_hash in self._by_order:
             return Spent(self._mu_squared, self._answers[order.run])
         if order.release_id in self._releases:
-            raise CafeError("CAFE-317", "This statistic was already ordered with other terms; one release has one answer.",
-                            "Order it as a new attempt, which is charged anew.")
+            raise CafeError(
+                "CAFE-317",
+                "This statistic was already ordered with other terms; one release has one answer.",
+                "Order it as a new attempt, which is charged anew.",
+            )
         cost = _charge(order, order_hash, len(self._charges) + 1, self._head).cost
         return Spent(self._mu_squared + cost, self._answers[order.run] + 1)
 
@@ -207,9 +210,20 @@ def _charge(order: Order, order_hash: str, seq: int, prev: str) -> Charge:
     clip, sigma = (clip_steps(terms), sigma_steps(terms)) if private else (0, 0)
     if private and sigma == 0:
         raise CafeError("CAFE-312", "The order asks for a private answer without noise, which has no finite cost.", "Choose an epsilon.")
-    return Charge(seq=seq, prev=prev, order_hash=order_hash, release_id=order.release_id, stage=order.stage, mechanism=terms.mechanism,
-                  trust=terms.trust, unit=terms.unit, clip_steps=clip, sigma_steps=sigma,
-                  mu_squared=(clip**2, sigma**2) if private else None, time=datetime.now(UTC).isoformat(timespec="seconds"))
+    return Charge(
+        seq=seq,
+        prev=prev,
+        order_hash=order_hash,
+        release_id=order.release_id,
+        stage=order.stage,
+        mechanism=terms.mechanism,
+        trust=terms.trust,
+        unit=terms.unit,
+        clip_steps=clip,
+        sigma_steps=sigma,
+        mu_squared=(clip**2, sigma**2) if private else None,
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
 
 
 def _to_bytes(charge: Charge) -> bytes:
@@ -231,10 +245,16 @@ def _from_bytes(data: bytes, seq: int) -> Charge:
 
 
 def _broken(seq: int) -> CafeError:
-    return CafeError("CAFE-318", f"The site's ledger does not hold together at charge {seq}: a file was changed, removed or added.",
-                     "Restore the ledger folder from a backup; until then this site answers nothing.")
+    return CafeError(
+        "CAFE-318",
+        f"The site's ledger does not hold together at charge {seq}: a file was changed, removed or added.",
+        "Restore the ledger folder from a backup; until then this site answers nothing.",
+    )
 
 
 def _disk(error: OSError) -> CafeError:
-    return CafeError("CAFE-135", f"The site's ledger cannot be read or written ({error.strerror}), so nothing was sent.",
-                     "Free disk space, or move the site's folder to a disk that allows hard links.")
+    return CafeError(
+        "CAFE-135",
+        f"The site's ledger cannot be read or written ({error.strerror}), so nothing was sent.",
+        "Free disk space, or move the site's folder to a disk that allows hard links.",
+    )

@@ -45,8 +45,11 @@ class GaussianNoise:
 
     def __init__(self, sigma_steps: int) -> None:
         if not 1 <= sigma_steps <= MAX_STEPS:
-            raise CafeError("CAFE-304", "Noise of this size cannot be drawn, so nothing is released.",
-                            "A release under a guarantee needs a noise multiplier above 0; calibrate() finds it.")
+            raise CafeError(
+                "CAFE-304",
+                "Noise of this size cannot be drawn, so nothing is released.",
+                "A release under a guarantee needs a noise multiplier above 0; calibrate() finds it.",
+            )
         self.sigma_steps = sigma_steps
         self.bound = TAIL_SIGMAS * sigma_steps
 

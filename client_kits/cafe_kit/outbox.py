@@ -157,8 +157,11 @@ class Outbox:
             sync_folder(target.parent)
         except OSError as error:
             beside.unlink(missing_ok=True)
-            raise CafeError("CAFE-131", f"The answer is ready but cannot be put where the operator wants it ({error.strerror}).",
-                            "It is kept; sending the order again delivers the same bytes.") from None
+            raise CafeError(
+                "CAFE-131",
+                f"The answer is ready but cannot be put where the operator wants it ({error.strerror}).",
+                "It is kept; sending the order again delivers the same bytes.",
+            ) from None
         failpoint("site.after_publish")
 
     def forget(self, order: Order) -> None:
@@ -197,10 +200,16 @@ def _write_whole(path: Path, data: bytes) -> None:
 
 
 def _lost() -> CafeError:
-    return CafeError("CAFE-132", "The answer to this order was given, but its body was dropped or damaged; it is never drawn again.",
-                     "Order the statistic as a new attempt, which is charged anew.")
+    return CafeError(
+        "CAFE-132",
+        "The answer to this order was given, but its body was dropped or damaged; it is never drawn again.",
+        "Order the statistic as a new attempt, which is charged anew.",
+    )
 
 
 def _disk(error: OSError) -> CafeError:
-    return CafeError("CAFE-135", f"The site's disk did not take the answer ({error.strerror}); nothing was sent.",
-                     "Free disk space, then send the order again.")
+    return CafeError(
+        "CAFE-135",
+        f"The site's disk did not take the answer ({error.strerror}); nothing was sent.",
+        "Free disk space, then send the order again.",
+    )

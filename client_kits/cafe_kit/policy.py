@@ -72,8 +72,11 @@ class Policy(BaseModel):
         if order.privacy.mechanism == "gaussian" and (noise == 0 or noise < self.min_noise_multiplier):
             raise CafeError("CAFE-312", "The order asks for less noise than this site allows.", ask_admin)
         if self.max_epsilon is not None and self._over(spent.mu_squared):
-            raise CafeError("CAFE-313", f"This answer would exceed the site's budget, ε {self.max_epsilon:g} at delta {self.delta:g}.",
-                            "The site's admin may raise max_epsilon in policy.toml; what is spent stays spent.")
+            raise CafeError(
+                "CAFE-313",
+                f"This answer would exceed the site's budget, ε {self.max_epsilon:g} at delta {self.delta:g}.",
+                "The site's admin may raise max_epsilon in policy.toml; what is spent stays spent.",
+            )
         if spent.answers > self.max_rounds_per_run:
             raise CafeError("CAFE-314", f"This run has asked this site {self.max_rounds_per_run} times, which is the limit.", ask_admin)
 
@@ -84,8 +87,11 @@ class Policy(BaseModel):
             CafeError: CAFE-315.
         """
         if rows < self.min_rows:
-            raise CafeError("CAFE-315", f"The site has fewer than the {self.min_rows} records that its policy wants.",
-                            "Add data, or lower min_rows in policy.toml.")
+            raise CafeError(
+                "CAFE-315",
+                f"The site has fewer than the {self.min_rows} records that its policy wants.",
+                "Add data, or lower min_rows in policy.toml.",
+            )
 
     def _over(self, mu_squared: Fraction) -> bool:
         return self.max_epsilon is not None and epsilon(mu_squared, self.delta) > self.max_epsilon
@@ -103,10 +109,14 @@ def load_policy(path: Path) -> Policy:
         return Policy.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise CafeError("CAFE-316", f"policy.toml: the setting '{where}' is unknown or not allowed so.",
-                        "Correct it, or remove the file to get the defaults.") from None
+        raise CafeError(
+            "CAFE-316",
+            f"policy.toml: the setting '{where}' is unknown or not allowed so.",
+            "Correct it, or remove the file to get the defaults.",
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):
         raise CafeError("CAFE-316", "policy.toml is not TOML.", "Correct it, or remove the file to get the defaults.") from None
     except OSError as error:
-        raise CafeError("CAFE-316", f"policy.toml cannot be read or written ({error.strerror}).",
-                        "Check the rights of the site's folder.") from None
+        raise CafeError(
+            "CAFE-316", f"policy.toml cannot be read or written ({error.strerror}).", "Check the rights of the site's folder."
+        ) from None

@@ -29,8 +29,23 @@ from cafe_kit.noise import MAX_STEPS, TAIL_SIGMAS, GaussianNoise, Steps
 from cafe_kit.orders import PrivacyTerms
 
 __all__ = [
-    "MAX_STEPS", "TAIL_SIGMAS", "Box", "GaussianNoise", "Steps", "body_from_bytes", "body_to_bytes", "bound", "cap", "clip_steps",
-    "clip_to_norm", "contribution", "seal_file", "sigma_steps", "squared_norm", "sync_folder", "to_grid",
+    "MAX_STEPS",
+    "TAIL_SIGMAS",
+    "Box",
+    "GaussianNoise",
+    "Steps",
+    "body_from_bytes",
+    "body_to_bytes",
+    "bound",
+    "cap",
+    "clip_steps",
+    "clip_to_norm",
+    "contribution",
+    "seal_file",
+    "sigma_steps",
+    "squared_norm",
+    "sync_folder",
+    "to_grid",
 ]
 
 # --- the integer grid and the clip -------------------------------------------------------------------------------
@@ -40,8 +55,11 @@ def clip_steps(terms: PrivacyTerms) -> int:
     """The L2 bound of one contribution in grid steps: floor(clip_norm * grid), exactly."""
     steps = math.floor(Fraction(terms.clip_norm) * terms.grid)
     if not 1 <= steps <= MAX_STEPS:
-        raise CafeError("CAFE-301", f"A clip norm of {terms.clip_norm:g} on a grid of {terms.grid} steps per unit cannot be computed with.",
-                        "Choose the grid so that clip_norm * grid lies between 1 and 2**31; calibrate() does.")
+        raise CafeError(
+            "CAFE-301",
+            f"A clip norm of {terms.clip_norm:g} on a grid of {terms.grid} steps per unit cannot be computed with.",
+            "Choose the grid so that clip_norm * grid lies between 1 and 2**31; calibrate() does.",
+        )
     return steps
 
 
@@ -70,11 +88,17 @@ def to_grid(x: NDArray[np.floating | np.integer], grid: int) -> Steps:
     with np.errstate(over="ignore"):
         scaled = np.asarray(x, dtype=np.float64) * grid
     if not np.isfinite(scaled).all():
-        raise CafeError("CAFE-303", "A contribution holds NaN or infinite numbers, so it was not released.",
-                        "Lower the learning rate; nothing was sent.")
+        raise CafeError(
+            "CAFE-303",
+            "A contribution holds NaN or infinite numbers, so it was not released.",
+            "Lower the learning rate; nothing was sent.",
+        )
     if np.abs(scaled).max(initial=0.0) >= 2.0**53:
-        raise CafeError("CAFE-303", "A contribution holds numbers too large for the integer grid, so it was not released.",
-                        "Lower the learning rate; nothing was sent.")
+        raise CafeError(
+            "CAFE-303",
+            "A contribution holds numbers too large for the integer grid, so it was not released.",
+            "Lower the learning rate; nothing was sent.",
+        )
     return np.rint(scaled).astype(np.int64)
 
 
@@ -158,8 +182,11 @@ class Box:
             shared = key.exchange(X25519PublicKey.from_public_bytes(public))
             return Box._cipher(shared, public, _raw(key.public_key())).decrypt(bytes(12), box[32:], context)
         except (InvalidTag, ValueError):
-            raise CafeError("CAFE-459", "A sealed body does not open: it was altered, or sealed to another key or for another round.",
-                            "Ask the site to send its sealed body again; it is the same bytes and costs nothing.") from None
+            raise CafeError(
+                "CAFE-459",
+                "A sealed body does not open: it was altered, or sealed to another key or for another round.",
+                "Ask the site to send its sealed body again; it is the same bytes and costs nothing.",
+            ) from None
 
     @staticmethod
     def _cipher(shared: bytes, once: bytes, to: bytes) -> ChaCha20Poly1305:
@@ -193,8 +220,11 @@ def seal_file(path: Path, data: bytes) -> None:
         sync_folder(path.parent)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        raise CafeError("CAFE-305", f"A sealed file could not be written: {error.strerror or 'the disk refused'}.",
-                        "Free space or mend the folder's rights, then resume; nothing was released.") from error
+        raise CafeError(
+            "CAFE-305",
+            f"A sealed file could not be written: {error.strerror or 'the disk refused'}.",
+            "Free space or mend the folder's rights, then resume; nothing was released.",
+        ) from error
     failpoint("seal.after_rename")
 
 

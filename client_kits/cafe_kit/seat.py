@@ -62,8 +62,11 @@ class Seat:
         self._ledger = SiteLedger(self._home.folder / "ledger")
         self._outbox = Outbox(self._home.folder / "outbox")
         if not all(self._ledger.has(answered) for answered in self._outbox.answered()):
-            raise CafeError("CAFE-319", "The site's outbox holds an answer that its ledger does not know: the ledger was set back.",
-                            "Restore the newest copy of the ledger folder; until then this site answers nothing.")
+            raise CafeError(
+                "CAFE-319",
+                "The site's outbox holds an answer that its ledger does not know: the ledger was set back.",
+                "Restore the newest copy of the ledger folder; until then this site answers nothing.",
+            )
         self._source = config.source()
         self._server = Ed25519PublicKey.from_public_bytes(bytes.fromhex(config.server.verify_key))
         self._seal_to = X25519PublicKey.from_public_bytes(bytes.fromhex(config.server.seal_key))
@@ -132,8 +135,11 @@ class Seat:
         if set(order.inputs) != INPUTS[order.kind] or set(transport.inputs) != INPUTS[order.kind]:
             raise CafeError("CAFE-105", f"These are not the inputs of a {order.kind} order.", "Kit and server must be of one version.")
         if order.kind != "hello" and not self._may_write(transport.output):
-            raise CafeError("CAFE-131", "The answer may not be put there: it is no absolute path, or the site's own folder or data.",
-                            "Check the server's exchange folder.")
+            raise CafeError(
+                "CAFE-131",
+                "The answer may not be put there: it is no absolute path, or the site's own folder or data.",
+                "Check the server's exchange folder.",
+            )
 
     def _may_write(self, output: str) -> bool:
         if "\0" in output or not Path(output).is_absolute():

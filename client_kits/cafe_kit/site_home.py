@@ -34,11 +34,17 @@ class SiteHome:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             state = folder.stat()
         except OSError as error:
-            raise CafeError("CAFE-133", f"The site's folder cannot be made or opened ({error.strerror}).",
-                            "Choose a folder that this user can write to.") from None
+            raise CafeError(
+                "CAFE-133",
+                f"The site's folder cannot be made or opened ({error.strerror}).",
+                "Choose a folder that this user can write to.",
+            ) from None
         if state.st_uid != os.getuid() or state.st_mode & 0o077:
-            raise CafeError("CAFE-133", "The site's folder belongs to somebody else or can be read by others.",
-                            "Make it the user's own and private: chmod 700.")
+            raise CafeError(
+                "CAFE-133",
+                "The site's folder belongs to somebody else or can be read by others.",
+                "Make it the user's own and private: chmod 700.",
+            )
         self.key = self._own_key()
 
     @property
@@ -53,8 +59,11 @@ class SiteHome:
                 self._make_key(path)
             return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text().strip()))
         except (OSError, ValueError):
-            raise CafeError("CAFE-134", "The site's key file cannot be read or made.",
-                            "Check the folder's rights and space; if the key was damaged, restore site.key from a backup.") from None
+            raise CafeError(
+                "CAFE-134",
+                "The site's key file cannot be read or made.",
+                "Check the folder's rights and space; if the key was damaged, restore site.key from a backup.",
+            ) from None
 
     def _make_key(self, path: Path) -> None:
         beside = path.with_name(f".site.key.{os.getpid()}")

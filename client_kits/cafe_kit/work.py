@@ -97,5 +97,8 @@ def _candidates(name: str, where: str, blob: Blob) -> Any:
 
 
 _LOADERS: dict[str, Callable[[str, str, Blob], Any]] = {
-    "base_model": inputs.fetch_folder, "embedder": inputs.fetch_folder, "adapter": _adapter, "candidates": _candidates,
+    "base_model": inputs.fetch_folder,
+    "embedder": inputs.fetch_folder,
+    "adapter": _adapter,
+    "candidates": _candidates,
 }

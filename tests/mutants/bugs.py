@@ -56,8 +56,11 @@ def noise_scaled_to_the_mean(patch: Patch) -> None:
 
 def noise_of_a_seeded_float_generator(patch: Patch) -> None:
     """numpy, float32, a fixed seed for "reproducible runs"."""
-    patch.setattr(GaussianNoise, "draw", lambda self, size: np.rint(
-        np.random.default_rng(42).standard_normal(size, dtype=np.float32) * self.sigma_steps).astype(np.int64))
+    patch.setattr(
+        GaussianNoise,
+        "draw",
+        lambda self, size: np.rint(np.random.default_rng(42).standard_normal(size, dtype=np.float32) * self.sigma_steps).astype(np.int64),
+    )
 
 
 def noise_key_reused(patch: Patch) -> None:
@@ -67,6 +70,7 @@ def noise_key_reused(patch: Patch) -> None:
 
 def noise_quantised_coarsely(patch: Patch) -> None:
     """The right variance and the wrong shape: a sum of a few uniform numbers instead of a Gaussian."""
+
     def draw(self: GaussianNoise, size: int) -> Steps:
         uniform = np.random.default_rng().uniform(-1, 1, (3, size)).sum(axis=0)  # variance 1
         return np.rint(uniform * self.sigma_steps).astype(np.int64)
@@ -76,6 +80,7 @@ def noise_quantised_coarsely(patch: Patch) -> None:
 
 def clip_after_noise(patch: Patch) -> None:
     """The site clips what it has noised already: the noise is gone, and what is left is not a Gaussian mechanism."""
+
     def contribution(x: Any, terms: PrivacyTerms, most: float | None = None) -> Steps:
         q = kit.to_grid(x, terms.grid)
         if terms.trust == "local":
@@ -88,8 +93,13 @@ def clip_after_noise(patch: Patch) -> None:
 def local_noise_added_again_by_the_server(patch: Patch) -> None:
     """Not a leak, but a result with twice the noise that was paid for."""
     real = privacy._draw
-    patch.setattr(privacy, "_draw", lambda release, total: real(
-        release, total + GaussianNoise(kit.sigma_steps(release.terms)).draw(total.size) if release.terms.trust == "local" else total))
+    patch.setattr(
+        privacy,
+        "_draw",
+        lambda release, total: real(
+            release, total + GaussianNoise(kit.sigma_steps(release.terms)).draw(total.size) if release.terms.trust == "local" else total
+        ),
+    )
 
 
 # --- sensitivity -----------------------------------------------------------------------------------------------------
@@ -145,6 +155,7 @@ def cap_after_the_release(patch: Patch) -> None:
 
 def retry_draws_again_after_the_seal(patch: Patch) -> None:
     """What was sealed but not marked is thrown away at the next start."""
+
     def adopt(self: PrivacyDoor, row: LedgerRelease) -> LedgerRelease:
         for path in self.folder.glob(f"{privacy._name(row.rid)}.*"):
             path.unlink()
@@ -188,8 +199,13 @@ def charged_after_the_seal(patch: Patch) -> None:
 
 def only_those_who_answered_are_charged(patch: Patch) -> None:
     """A site that is missing still takes part: its silence is in the sum."""
-    patch.setattr(Ledger, "reserve", lambda self, *args, inputs, charges, **more: _reserve(
-        self, *args, inputs=inputs, charges={site: charges[site] for site in inputs}, **more))
+    patch.setattr(
+        Ledger,
+        "reserve",
+        lambda self, *args, inputs, charges, **more: _reserve(
+            self, *args, inputs=inputs, charges={site: charges[site] for site in inputs}, **more
+        ),
+    )
 
 
 def inputs_not_frozen(patch: Patch) -> None:
@@ -201,8 +217,7 @@ def cost_of_a_larger_noise(patch: Patch) -> None:
     """The accountant is told another sigma than the noise has (a factor that somebody meant to divide out later)."""
     for room in (accounting, privacy):
         patch.setattr(room, "cost", lambda terms: _cost(terms) / 2)
-    patch.setattr(accounting, "epsilon_spent", lambda charges, delta: accounting._epsilon(
-        tuple((c.mu2, 1) for c in charges), delta))
+    patch.setattr(accounting, "epsilon_spent", lambda charges, delta: accounting._epsilon(tuple((c.mu2, 1) for c in charges), delta))
 
 
 def mu_added_instead_of_squared(patch: Patch) -> None:
@@ -212,10 +227,17 @@ def mu_added_instead_of_squared(patch: Patch) -> None:
 
 
 BUGS: dict[str, tuple[Callable[[Patch], None], tuple[Callable[[Path], None], ...]]] = {
-    bug.__name__: (bug, fails) for bug, *fails in (  # type: ignore[misc]
+    bug.__name__: (bug, fails)
+    for bug, *fails in (  # type: ignore[misc]
         (sigma_over_root_two, checks.server_noise_has_the_agreed_scale, checks.site_noise_has_the_agreed_scale),
-        (sigma_halved, checks.server_noise_has_the_agreed_scale, checks.site_noise_has_the_agreed_scale,
-         checks.noise_has_the_exact_shape, checks.the_audit_finds_the_claimed_mu, checks.the_audit_of_votes_finds_the_claimed_mu),
+        (
+            sigma_halved,
+            checks.server_noise_has_the_agreed_scale,
+            checks.site_noise_has_the_agreed_scale,
+            checks.noise_has_the_exact_shape,
+            checks.the_audit_finds_the_claimed_mu,
+            checks.the_audit_of_votes_finds_the_claimed_mu,
+        ),
         (noise_scaled_to_the_mean, checks.server_noise_has_the_agreed_scale, checks.the_audit_finds_the_claimed_mu),
         (noise_of_a_seeded_float_generator, checks.noise_is_never_used_twice),
         (noise_key_reused, checks.noise_is_never_used_twice),
@@ -226,8 +248,12 @@ BUGS: dict[str, tuple[Callable[[Patch], None], tuple[Callable[[Path], None], ...
         (one_tensor_left_out_of_the_clip, checks.one_site_moves_the_sum_by_at_most_the_clip),
         (clip_in_the_largest_coordinate, checks.one_site_moves_the_sum_by_at_most_the_clip),
         (no_second_clip_on_the_server, checks.one_site_moves_the_sum_by_at_most_the_clip),
-        (a_site_counted_twice, checks.one_site_moves_the_sum_by_at_most_the_clip, checks.the_audit_finds_the_claimed_mu,
-         checks.the_audit_of_votes_finds_the_claimed_mu),
+        (
+            a_site_counted_twice,
+            checks.one_site_moves_the_sum_by_at_most_the_clip,
+            checks.the_audit_finds_the_claimed_mu,
+            checks.the_audit_of_votes_finds_the_claimed_mu,
+        ),
         (missing_sites_shrink_the_divisor, checks.a_missing_site_counts_as_zero),
         (cap_left_to_the_site, checks.one_site_has_a_bounded_say_over_one_candidate),
         (cap_after_the_release, checks.one_site_has_a_bounded_say_over_one_candidate),

@@ -32,8 +32,9 @@ def terms(noise_multiplier: float = 4.0, clip_norm: float = 1.0, trust: str = "s
     return PrivacyTerms(mechanism="gaussian", trust=trust, clip_norm=clip_norm, noise_multiplier=noise_multiplier, grid=grid)  # type: ignore[arg-type]
 
 
-def release(length: int, of: PrivacyTerms, roster: tuple[str, ...] = SITES, round: int = 0, statistic: str = "delta",
-            cap: float | None = None) -> privacy.Release:
+def release(
+    length: int, of: PrivacyTerms, roster: tuple[str, ...] = SITES, round: int = 0, statistic: str = "delta", cap: float | None = None
+) -> privacy.Release:
     return privacy.Release("run", 2, 1, round, statistic, of, roster, length, cap)  # type: ignore[arg-type]
 
 
@@ -245,8 +246,10 @@ def the_inputs_of_a_release_are_frozen(folder: Path) -> None:
 
 def charges(mu2: list[tuple[int, int]]) -> list[Charge]:
     """(clip_steps, sigma_steps) of each release of one site, as the ledger would hand them out."""
-    return [Charge(f"r{i}", "run", 1, 1, i, "votes", "east", Fraction(clip, sigma) ** 2, {"clip_steps": clip, "sigma_steps": sigma})
-            for i, (clip, sigma) in enumerate(mu2)]
+    return [
+        Charge(f"r{i}", "run", 1, 1, i, "votes", "east", Fraction(clip, sigma) ** 2, {"clip_steps": clip, "sigma_steps": sigma})
+        for i, (clip, sigma) in enumerate(mu2)
+    ]
 
 
 def epsilons_are_the_published_ones(folder: Path) -> None:
@@ -293,8 +296,20 @@ def the_audit_of_votes_finds_the_claimed_mu(folder: Path) -> None:
     the_audit_finds_the_claimed_mu(folder, "votes")
 
 
-ALL = (server_noise_has_the_agreed_scale, site_noise_has_the_agreed_scale, noise_has_the_exact_shape, noise_is_never_used_twice,
-       one_site_moves_the_sum_by_at_most_the_clip, one_site_has_a_bounded_say_over_one_candidate, a_missing_site_counts_as_zero,
-       every_site_of_the_roster_is_charged_once, nothing_leaves_before_it_is_charged, a_sealed_body_is_never_drawn_again,
-       a_lost_body_is_not_drawn_again, the_inputs_of_a_release_are_frozen, epsilons_are_the_published_ones,
-       the_audit_finds_the_claimed_mu, the_audit_of_votes_finds_the_claimed_mu)
+ALL = (
+    server_noise_has_the_agreed_scale,
+    site_noise_has_the_agreed_scale,
+    noise_has_the_exact_shape,
+    noise_is_never_used_twice,
+    one_site_moves_the_sum_by_at_most_the_clip,
+    one_site_has_a_bounded_say_over_one_candidate,
+    a_missing_site_counts_as_zero,
+    every_site_of_the_roster_is_charged_once,
+    nothing_leaves_before_it_is_charged,
+    a_sealed_body_is_never_drawn_again,
+    a_lost_body_is_not_drawn_again,
+    the_inputs_of_a_release_are_frozen,
+    epsilons_are_the_published_ones,
+    the_audit_finds_the_claimed_mu,
+    the_audit_of_votes_finds_the_claimed_mu,
+)
