@@ -132,6 +132,9 @@ stage1:
   rounds: 2
 stage2:
   rounds: 5
+  steps: 12
+  learning_rate: 2.0e-3
+  proxy_weight: 0.5  # synthetic text knows less of the clinic's ways than the strong sites do
 """
 
 Row = tuple[str, str]  # text, department
