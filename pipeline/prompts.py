@@ -21,7 +21,8 @@ RECORD_STOP: tuple[str, ...] = ("\n###",)  # a record of instruction data may be
 
 Embed = Callable[[Sequence[str]], np.ndarray]  # texts to unit vectors, (n, dim)
 
-_SHOWN = 2  # records of the wanted class in one prompt; drawn anew for every text
+_SHOWN = 2  # texts of the wanted class in one prompt, drawn anew for every text
+_SHOWN_RECORDS = 3  # instruction data: the one class is wider
 _MARKER = re.compile(r"^\s*(?:[-*•–]+|\(?\d{1,3}[.):])\s+")
 _QUOTES = "\"'`“”‘’«»„*_ "
 
@@ -32,7 +33,8 @@ class Ask:
 
     ``label``: the class it is for ("" for instruction data). ``source``: ``propose``, ``vary:<i>`` (i: the place of the
     survivor among those given) or ``expand``. ``stop``: the strings at which the answer ends. ``begin``: the first words
-    of the text, where the prompt gives them already.
+    of the text, where the prompt gives them already. ``one_paragraph``: the answers shown are one paragraph each (instruction
+    data), so that what follows a blank line is chatter.
     """
 
     prompt: str
@@ -40,34 +42,39 @@ class Ask:
     source: str
     stop: tuple[str, ...] = STOP
     begin: str = ""
+    one_paragraph: bool = False
 
 
 def propose(task: Task, label: str, examples: Sequence[Record], rng: random.Random) -> Ask:
     """Ask for a first text of ``label``; ``examples`` are the task's public invented ones, of any label, maybe none."""
-    return _ask(task, label, _drawn(task, label, examples, rng, _SHOWN), examples, rng, "propose")
+    return _ask(task, label, _drawn(task, label, examples, rng, _shown(task)), examples, rng, "propose")
 
 
 def vary(task: Task, survivor: Record, others: Sequence[Record], rng: random.Random) -> Ask:
     """Ask for a neighbour of a survivor of the vote; ``others`` are further survivors and examples, of any label."""
     label = task.class_of(survivor)
     place = next((index for index, other in enumerate(others) if other == survivor), 0)
-    beside = _drawn(task, label, [other for other in others if other != survivor], rng, _SHOWN - 1)
+    beside = _drawn(task, label, [other for other in others if other != survivor], rng, _shown(task) - 1)
     return _ask(task, label, [*beside, survivor], others, rng, f"vary:{place}")
 
 
 def expand(task: Task, label: str, survivors: Sequence[Record], rng: random.Random) -> Ask:
     """Ask for one more text like the winners of the last vote (give the examples too): costs no privacy."""
-    return _ask(task, label, _drawn(task, label, survivors, rng, _SHOWN), survivors, rng, "expand")
+    return _ask(task, label, _drawn(task, label, survivors, rng, _shown(task)), survivors, rng, "expand")
 
 
 def parse(task: Task, ask: Ask, completion: str) -> Record | None:
     """The one record out of a completion, or None if there is none. Never raises, whatever the model wrote."""
     if not task.labels:
-        return _instruction(task, ask.begin + completion)
+        return _instruction(task, ask.begin + completion, ask.one_paragraph)
     answer = completion if ask.begin else completion.lstrip()
     line = answer.split("\n", 1)[0]
     text = _text(task, ask.begin + line) if line.strip() else ""
     return Record(text, ask.label) if text else None
+
+
+def _shown(task: Task) -> int:
+    return _SHOWN if task.labels else _SHOWN_RECORDS
 
 
 def _drawn(task: Task, label: str, records: Sequence[Record], rng: random.Random, number: int) -> list[Record]:
@@ -78,7 +85,13 @@ def _drawn(task: Task, label: str, records: Sequence[Record], rng: random.Random
 def _ask(task: Task, label: str, shown: Sequence[Record], others: Sequence[Record], rng: random.Random, source: str) -> Ask:
     if not task.labels:
         body = "".join(f"### {task.text_name}: {record.text}\n{task.answer_name}: {record.answer}\n\n" for record in shown)
-        return Ask(f"{_sentence(task.description)}\n\n{body}### {task.text_name}:", label, source, RECORD_STOP)
+        return Ask(
+            f"{_sentence(task.description)}\n\n{body}### {task.text_name}:",
+            label,
+            source,
+            RECORD_STOP,
+            one_paragraph=bool(shown) and not any("\n\n" in record.answer for record in shown),
+        )
     blocks = [_block(label, shown)]
     if not shown:  # the form at least can be learned from the other classes
         rest = sorted({task.class_of(record) for record in others} - {label})
@@ -113,7 +126,7 @@ def _text(task: Task, line: str) -> str:
     return _one_line(line).strip(_QUOTES)
 
 
-def _instruction(task: Task, completion: str) -> Record | None:
+def _instruction(task: Task, completion: str, one_paragraph: bool) -> Record | None:
     body = completion.split("###", 1)[0]
     parts = re.split(rf"(?im)^\s*{re.escape(task.answer_name)}\s*:", body, maxsplit=1)
     if len(parts) < 2:
@@ -121,6 +134,7 @@ def _instruction(task: Task, completion: str) -> Record | None:
     text = re.sub(rf"(?i)^\s*{re.escape(task.text_name)}\s*:", "", parts[0]).strip()
     next_record = rf"(?im)^\s*(?:{re.escape(task.text_name)}|{re.escape(task.answer_name)})\s*:"
     answer = re.split(next_record, parts[1], maxsplit=1)[0].strip()
+    answer = re.split(r"\n\s*\n", answer, maxsplit=1)[0].strip() if one_paragraph else answer
     return Record(text, answer) if text and answer else None
 
 

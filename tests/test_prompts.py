@@ -88,9 +88,19 @@ def test_instruction_and_output_come_out_of_one_completion(completion: str, text
     assert prompts.parse(HELP, Ask("…", "", "propose"), completion) == expected
 
 
+def test_a_run_on_after_a_blank_line_is_cut_where_the_answers_shown_are_one_paragraph() -> None:
+    completion = " Eggs?\nAnswer: Nine minutes.\n\nI made these changes to the text."
+    ask = prompts.propose(HELP, "", RECIPES, rng())
+    assert ask.one_paragraph and prompts.parse(HELP, ask, completion) == Record("Eggs?", "Nine minutes.")
+    longer = [Record("Tea?", "Three minutes.\n\nThen take the leaves out."), *RECIPES[:2]]
+    ask = prompts.propose(HELP, "", longer, rng())
+    assert not ask.one_paragraph and prompts.parse(HELP, ask, completion) == Record("Eggs?", completion.split("Answer: ")[1])
+    assert not prompts.propose(HELP, "", [], rng()).one_paragraph
+
+
 @given(st.text(), st.text(max_size=20), st.sampled_from([BANK, HELP]))
 def test_parse_never_raises_and_gives_clean_records(completion: str, begin: str, task: Task) -> None:
-    record = prompts.parse(task, Ask("p", task.classes[0], "propose", begin=begin), completion)
+    record = prompts.parse(task, Ask("p", task.classes[0], "propose", begin=begin, one_paragraph=bool(begin)), completion)
     if record is not None:
         assert record.text == record.text.strip() != "" and record.answer.strip()
         if task.labels:
