@@ -99,7 +99,7 @@ class Stage1Settings(_Section):
     survivors_per_label: Positive = Field(4, description="candidates kept per label after a vote")
     select: Literal["rank", "sample"] = Field("rank", description="keep the best by noised votes, or draw in proportion to them")
     synthetic_per_label: Positive = Field(40, description="texts per label in the synthetic set, the survivors among them")
-    temperature: PositiveFloat = Field(1.0, description="sampling temperature of the generator")
+    temperature: PositiveFloat = Field(0.7, description="sampling temperature of the generator; a large model bears 1.0")
     drop_off_label: bool = Field(True, description="drop a text that is nearer to another label's public texts than to its own label's")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(0.95, description="nucleus sampling of the generator")
     max_tokens: Annotated[int, Field(ge=4)] | None = Field(

@@ -1,11 +1,11 @@
 """Stage 1: private evolution over the sites without a GPU (Aug-PE's loop, federated; our reconstruction of the paper).
 
-    pool ← propose                                      # the server's model, from public words alone
+    pool ← examples + propose                           # the operator's invented ones; the server's model, from public words
     for t = 1 … rounds:
         h ← Σ_sites clip(votes) + noise                 # the door; each site votes for what is nearest to its records
         survivors ← select(pool, h)
         if t < rounds: pool ← survivors + vary(survivors)
-    synthetic ← survivors + expand(survivors)           # few-shot after the last vote: costs no privacy
+    synthetic ← survivors + examples + expand(both)     # few-shot after the last vote: costs no privacy
 
 Knows the loop. Does not know how a text is asked for (``prompts``), how a site votes, or how noise is made. Everything
 here is public or was released. Random choices of the plan are functions of (seed, attempt, round): a restart repeats them.
@@ -83,7 +83,9 @@ def _pool(ctx: RunContext, attempt: int, t: int, survivors: Sequence[Record]) ->
         wanted = ctx.settings.stage1.candidates_per_label
         with ctx.timed("generate"):
             if t == 1:
-                pool, dropped = _ask(ctx, attempt, t, "propose", wanted, [], lambda label, rng: prompts.propose(task, label, examples, rng))
+                pool, dropped = _ask(
+                    ctx, attempt, t, "propose", wanted, _public(ctx, wanted), lambda label, rng: prompts.propose(task, label, examples, rng)
+                )
             else:
 
                 def vary(label: str, rng: random.Random) -> prompts.Ask:
@@ -128,11 +130,11 @@ def _vote(ctx: RunContext, attempt: int, t: int, pool: Sequence[Record]) -> np.n
 
 
 def _expand(ctx: RunContext, attempt: int, survivors: Sequence[Record]) -> list[Record]:
-    """The synthetic set: the survivors, and few-shot texts like them until every class has its quota."""
+    """The synthetic set: the survivors, the public examples, and few-shot texts like them until every class has its quota."""
     task = ctx.plan.task
     wanted = ctx.settings.stage1.synthetic_per_label
-    shown = [*survivors, *ctx.settings.examples()]
-    made, dropped = _ask(ctx, attempt, 0, "expand", wanted, survivors, lambda label, rng: prompts.expand(task, label, shown, rng))
+    shown = list(dict.fromkeys([*survivors, *_public(ctx, wanted)]))
+    made, dropped = _ask(ctx, attempt, 0, "expand", wanted, shown, lambda label, rng: prompts.expand(task, label, shown, rng))
     ctx.say(f"stage 1: dropped while expanding: {_told(dropped)}")
     return made
 
