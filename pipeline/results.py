@@ -102,7 +102,7 @@ tags: [synthetic, differential-privacy]
 ---
 # Synthetic set of `{ctx.settings.name}`
 
-{len(synthetic)} texts for: {ctx.plan.task.description}. A language model wrote them, the public invented examples are among them; the sites
+{len(synthetic)} texts for: {ctx.plan.task.description}. A language model wrote them; public invented examples are among them. The sites
 without a GPU voted on candidates, and the votes were clipped, summed and noised before anybody saw them.
 
 - Run: `{ctx.run}`; votes: {ctx.settings.stage1.rounds}; sites: {len(ctx.settings.names("cpu"))}.

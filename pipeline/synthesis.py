@@ -139,6 +139,12 @@ def _expand(ctx: RunContext, attempt: int, survivors: Sequence[Record]) -> list[
     return made
 
 
+def _public(ctx: RunContext, most: int) -> list[Record]:
+    """The operator's invented examples, at most ``most`` of each class: they stand for election with the generator's texts."""
+    task, examples = ctx.plan.task, ctx.settings.examples()
+    return [record for label in task.classes for record in [one for one in examples if task.class_of(one) == label][:most]]
+
+
 def _ask(
     ctx: RunContext, attempt: int, t: int, what: str, wanted: int, held: Sequence[Record], ask: Ask
 ) -> tuple[list[Record], dict[str, int]]:
