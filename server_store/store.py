@@ -48,6 +48,9 @@ class Store:
         """A new run in state Queued. Raises StoreError CAFE-654 when one of this name is active already."""
         try:
             with self._transaction():
+                # A folder that was emptied and named again: the ended run that lived there is gone with its files.
+                marks = ",".join("?" * len(ACTIVE))
+                self._db.execute(f"DELETE FROM runs WHERE folder=? AND state NOT IN ({marks})", (str(folder), *ACTIVE))
                 self._db.execute(
                     f"INSERT INTO runs ({_RUN}) VALUES (?,?,?,?,?,NULL,NULL,0,NULL,NULL,NULL,NULL)",
                     (run, name, "Queued", str(folder), time.time()),

@@ -124,3 +124,12 @@ def test_blobs_are_whole_and_checked(tmp_path):
     blobs.path(sha).write_bytes(b"altered")
     with pytest.raises(StoreError, match="CAFE-653"):
         blobs.get(sha)
+
+
+def test_a_folder_may_be_used_again_when_its_run_has_ended(store, tmp_path):
+    store.create_run("r1", "clinic", tmp_path / "out")
+    with pytest.raises(StoreError, match="CAFE-654"):
+        store.create_run("r2", "other", tmp_path / "out")
+    store.finish("r1", store.claim("r1", os.getpid()), "Stopped")
+    store.create_run("r3", "clinic", tmp_path / "out")
+    assert [run.id for run in store.runs()] == ["r3"]
