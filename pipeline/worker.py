@@ -207,7 +207,7 @@ def _context(
 ) -> tuple[RunContext, Machine, Ledger]:
     settings = load(folder / "config.yaml")
     store.set_progress(run_id, "models", 0, 0)
-    told = lambda what, share: store.set_progress(run_id, what, int(1000 * share), 1000)  # noqa: E731
+    told = lambda what, share: store.set_progress(run_id, what, int(1000 * (share or 0.0)), 1000)  # noqa: E731
     base = models.base_model(settings.base_model, told)
     embedder = models.embedder(settings.embedder, told) if settings.names("cpu") else None
     made = plan(settings, adapters.schema(base.path, settings.stage2.target_modules, settings.stage2.lora_rank))
