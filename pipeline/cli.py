@@ -39,6 +39,12 @@ class Format(StrEnum):
     json = "json"
 
 
+_DEMO = """\
+Eight invented clinics on this machine teach a small language model which department answers a patient's message. Six of them have no
+GPU: they vote, privately, for messages that the model makes up. Two train on their own messages. Nothing leaves this machine.
+Stage 1 is private (epsilon 8); stage 2 has no formal guarantee: with two sites its noise would drown everything.
+The synthetic messages are approved automatically; a real run can wait for a person to read them."""
+
 RunId = Annotated[str, typer.Argument(help="the run's id, as `cafe status` shows it")]
 AsFormat = Annotated[Format, typer.Option("--format", help="text for people, json for machines")]
 Out = Annotated[Path | None, typer.Option("--out", help="put the run's folder here (a new or empty folder)")]
@@ -56,6 +62,8 @@ def demo(
     folder = home() / "demo" / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     settings = load(write(folder, seed))
+    if format is Format.text:
+        _console.print(_DEMO, highlight=False)
     under_way = launch.store().active_run(settings.name)
     if under_way is None:
         _run(settings, out, format)
