@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.numpy import load_file
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from tests.tiny_llama import write_adapter, write_model
 
@@ -109,10 +109,12 @@ pairs = st.lists(st.tuples(st.lists(tokens, min_size=1, max_size=12), st.lists(t
 def test_the_pass_without_padding_has_the_values_and_gradients_of_transformers(
     base: BaseModel, peft_folder: Path, pairs: list[tuple[list[int], list[int]]], shared: list[int]
 ) -> None:
-    rows = [(shared + prompt, answer) for prompt, answer in pairs]
+    assert_equal_passes(base, tensors(peft_folder), [(shared + prompt, answer) for prompt, answer in pairs])
 
+
+def assert_equal_passes(base: BaseModel, adapter: dict[str, np.ndarray], rows: list[tuple[list[int], list[int]]]) -> None:
     def both() -> tuple[np.ndarray, dict[str, torch.Tensor]]:
-        base.set_adapter(tensors(peft_folder), alpha=1.0)
+        base.set_adapter(adapter, alpha=1.0)
         parameters = base.adapters.parameters()
         for parameter in parameters.values():
             parameter.requires_grad_(True)
@@ -128,6 +130,26 @@ def test_the_pass_without_padding_has_the_values_and_gradients_of_transformers(
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-3)
+
+
+def test_the_pass_without_padding_knows_biases_and_any_target(folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    size = {"vocab_size": 80, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 64}
+    model = Qwen2ForCausalLM(Qwen2Config(**size, num_attention_heads=4, num_key_value_heads=2, eos_token_id=1, pad_token_id=2))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.normal_()
+    model.save_pretrained(tmp_path)
+    for file in folder.glob("token*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    chance, adapter = np.random.default_rng(0), {}
+    for name in ("layers.0.self_attn.k_proj", "layers.1.self_attn.o_proj", "layers.1.mlp.gate_proj", "layers.1.self_attn.v_proj"):
+        linear = model.get_submodule(f"model.{name}")
+        for half, shape in (("A", (3, linear.in_features)), ("B", (linear.out_features, 3))):
+            adapter[f"base_model.model.model.{name}.lora_{half}.weight"] = chance.normal(size=shape).astype(np.float32)
+    base = BaseModel.load(tmp_path, "float32")
+    assert packed.fits(base.model, 8)
+    assert_equal_passes(base, adapter, [([3, 4, 5], [6, 7]), ([3, 4, 10, 11, 12, 13], [14])])
 
 
 def test_another_architecture_trains_through_transformers(folder: Path, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ class BaseModel:
         self.pad = _first(tokenizer.pad_token_id, self.eos)
         self.adapters = Adapters(model)
         attention.use(model)
+        packed.prepare(model)
         self._positions: torch.Tensor | None = None
         model.get_output_embeddings().register_forward_pre_hook(self._gather)
 
@@ -96,13 +97,13 @@ class BaseModel:
         rows = [prompt + answer[:-1] for prompt, answer in pairs]
         wanted = [(n, len(prompt) - 1 + i) for n, (prompt, answer) in enumerate(pairs) for i in range(len(answer))]
         width = max(map(len, rows))
+        targets = torch.tensor([token for _, answer in pairs for token in answer], device=self.device)
         if packed.fits(self.model, width):
             layout = packed.Layout(rows, min(len(prompt) for prompt, _ in pairs) - 1)
             asked = torch.tensor([layout.at(row, position) for row, position in wanted])
-            logits = self.model.get_output_embeddings()(packed.hidden_states(self.model, layout, asked))
-        else:
-            logits = self.logits_at(self._padded(rows, width), [row * width + position for row, position in wanted])
-        targets = torch.tensor([token for _, answer in pairs for token in answer], device=self.device)
+            hidden = packed.hidden_states(self.model, layout, asked)
+            return packed.TokenLoss.apply(hidden, self.model.lm_head.weight, targets)
+        logits = self.logits_at(self._padded(rows, width), [row * width + position for row, position in wanted])
         return F.cross_entropy(logits.float(), targets, reduction="none")
 
     def answer_losses(self, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:

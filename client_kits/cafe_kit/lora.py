@@ -7,7 +7,8 @@ the base model's type, on float32 master weights, and what it trains is loaded b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -55,38 +56,69 @@ class LoraLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.A is None or self.B is None:
             return self.base(x)
-        return _LoraProduct.apply(x, self.base.weight, self.base.bias, self.A, self.B, self.scale)
+        return _Product.apply(x, self.base.weight, self.base.bias, [slice(0, self.base.out_features)], [self.scale], self.A, self.B)
 
 
-class _LoraProduct(torch.autograd.Function):
-    """``LoraLinear``'s formula and its gradients; the weight is frozen, so it has none, and ``A``, ``B`` get theirs in float32."""
+def stacked_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, layers: Sequence[nn.Module]) -> torch.Tensor:
+    """What the layers make of the same ``x``, side by side, by one product; ``weight`` and ``bias`` are theirs, stacked."""
+    outputs, scales, pairs, start = [], [], [], 0
+    for layer in layers:
+        base = layer.base if isinstance(layer, LoraLinear) else layer
+        stop = start + len(base.weight)  # type: ignore[arg-type]
+        if isinstance(layer, LoraLinear) and layer.A is not None and layer.B is not None:
+            outputs.append(slice(start, stop))
+            scales.append(layer.scale)
+            pairs += [layer.A, layer.B]
+        start = stop
+    return _Product.apply(x, weight, bias, outputs, scales, *pairs) if pairs else F.linear(x, weight, bias)
+
+
+class _Product(torch.autograd.Function):
+    """``LoraLinear``'s formula for one or several layers with the same input, and its gradients.
+
+    ``outputs`` and ``scales``: of each adapted layer, its rows of the stacked weight, and alpha / r; ``pairs``: its A and B. All
+    A are stacked, all B lie in one matrix, each in its rows and columns. The weight is frozen and has no gradient; A and B get
+    theirs in float32.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, scale: float
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        outputs: Sequence[slice],
+        scales: Sequence[float],
+        *pairs: torch.Tensor,
     ) -> torch.Tensor:
-        a, b = a.to(x.dtype), (b * scale).to(x.dtype)
-        y = F.linear(x, weight, bias)
-        low = F.linear(x, a)
-        y.view(-1, y.shape[-1]).addmm_(low.view(-1, low.shape[-1]), b.t())
+        ranks = [len(one) for one in pairs[::2]]
+        rank = sum(ranks)
+        a, b = torch.cat([one.to(x.dtype) for one in pairs[::2]]), weight.new_zeros((len(weight), rank))
+        columns = [slice(end - width, end) for end, width in zip(accumulate(ranks), ranks, strict=True)]
+        for rows, column, scale, one in zip(outputs, columns, scales, pairs[1::2], strict=True):
+            torch.mul(one, scale, out=b[rows, column])
+        ctx.places = list(zip(outputs, columns, scales, strict=True))
+        y, low = F.linear(x, weight, bias), F.linear(x, a)
+        y.view(-1, len(b)).addmm_(low.view(-1, rank), b.t())
         ctx.save_for_backward(x, weight, a, b, low)
-        ctx.scale = scale
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         x, weight, a, b, low = ctx.saved_tensors
-        flat, d_low = grad.reshape(-1, grad.shape[-1]), grad @ b
-        need_x, _, _, need_a, need_b, _ = ctx.needs_input_grad
-        d_x = d_a = d_b = None
-        if need_x:
+        grad = grad.contiguous()
+        flat, d_low, d_x = grad.view(-1, len(b)), grad @ b, None
+        d_low = d_low.view(-1, len(a))
+        if ctx.needs_input_grad[0]:
             d_x = grad @ weight
-            d_x.view(-1, d_x.shape[-1]).addmm_(d_low.view(-1, d_low.shape[-1]), a)
-        if need_a:
-            d_a = (d_low.view(-1, d_low.shape[-1]).t() @ x.reshape(-1, x.shape[-1])).float()
-        if need_b:
-            d_b = (low.view(-1, low.shape[-1]).t() @ flat).t().float().mul_(ctx.scale)
-        return d_x, None, None, d_a, d_b, None
+            d_x.view(-1, x.shape[-1]).addmm_(d_low, a)
+        d_a = (d_low.t() @ x.reshape(-1, x.shape[-1])).float() if any(ctx.needs_input_grad[5::2]) else None
+        d_b = (low.view(-1, len(a)).t() @ flat).float() if any(ctx.needs_input_grad[6::2]) else None
+        gradients: list[torch.Tensor | None] = []
+        for rows, column, scale in ctx.places:
+            gradients.append(None if d_a is None else d_a[column])
+            gradients.append(None if d_b is None else d_b[column, rows].t().mul(scale))
+        return d_x, None, None, None, None, *gradients
 
 
 def module_pairs(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

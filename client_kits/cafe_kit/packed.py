@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from cafe_kit.lora import stacked_product
+
 _KNOWN = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"}
 MAX_LENGTH = 512  # tokens in a row; the table of scores of longer rows would be too large
 
@@ -86,12 +88,25 @@ def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
     return _RMSNorm.apply(x, norm.weight, norm.variance_epsilon)
 
 
+def prepare(model: Any) -> None:
+    """Lay the weights of each layer's query, key and value projections end to end, each becoming a view: no memory is added."""
+    if not fits(model, 1):
+        return
+    for layer in model.model.layers:
+        attention = layer.self_attn
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        attention.qkv_weight = torch.cat([projection.weight.data for projection in projections])
+        attention.qkv_bias = None if attention.q_proj.bias is None else torch.cat([projection.bias.data for projection in projections])
+        for projection, rows in zip(projections, attention.qkv_weight.split([len(p.weight) for p in projections]), strict=True):
+            projection.weight.data = rows
+
+
 def _attention(layer: Any, x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], layout: Layout) -> torch.Tensor:
     attention = layer.self_attn
-    query, key, value = (
-        project(x).view(len(x), -1, attention.head_dim) for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    return _Attention.apply(query, key, value, *turn, layout, attention.scaling).view(len(x), -1)
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    heads = stacked_product(x, attention.qkv_weight, attention.qkv_bias, projections).view(len(x), -1, attention.head_dim)
+    groups = heads.shape[1] // (attention.num_key_value_groups + 2)
+    return _Attention.apply(heads, *turn, layout, groups, attention.scaling).view(len(x), -1)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -114,39 +129,35 @@ class _RMSNorm(torch.autograd.Function):
 class _Attention(torch.autograd.Function):
     """Rotary positions and causal attention over rows that lie in one matrix (Su et al. 2021; Vaswani et al. 2017, equation 1).
 
-    query (tokens, heads, head), key and value (tokens, groups, head); cos and signed sin (tokens, 1, head). The queries of a
-    group's heads are stacked, so that keys and values are not copied for them.
+    heads (tokens, query heads + 2 groups, head): queries, keys and values side by side; cos and signed sin (tokens, 1, head).
+    The queries of a group's heads are stacked, so that keys and values are not copied for them.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        layout: Layout,
-        scale: float,
+        ctx: Any, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layout: Layout, groups: int, scale: float
     ) -> torch.Tensor:
-        ctx.layout, ctx.scale, ctx.groups, width = layout, scale, key.shape[1], layout.width
-        q, k, v = (_lay(x, layout, ctx.groups) for x in (_turn(query, cos, sin), _turn(key, cos, sin), value))
+        ctx.layout, ctx.scale, ctx.groups, width = layout, scale, groups, layout.width
+        turned = _turn(heads[:, :-groups], cos, sin).index_select(0, layout.slots)
+        q, k = _stack(turned[:, :-groups], layout, groups), _stack(turned[:, -groups:], layout, groups)
+        v = _stack(heads[:, -groups:].index_select(0, layout.slots), layout, groups)
         later = torch.full((width, width), float("-inf")).triu_(1).repeat(q.shape[1] // width, 1)
         weights = F.softmax(torch.add(later, torch.bmm(q, k.transpose(1, 2)), alpha=scale), dim=-1)  # in float32: faster and finer
         ctx.save_for_backward(q, k, v, weights, cos, sin)
-        return _lift(torch.bmm(weights.to(v.dtype), v), layout, ctx.groups)
+        return _lift(torch.bmm(weights.to(v.dtype), v), layout)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         q, k, v, weights, cos, sin = ctx.saved_tensors
-        layout, groups = ctx.layout, ctx.groups
-        grad = _spread(grad, layout, groups)
+        layout = ctx.layout
+        padded = grad.new_zeros((len(layout.slots), *grad.shape[1:])).index_copy_(0, layout.back, grad)  # behind a row's end: nothing
+        grad = _stack(padded, layout, ctx.groups)
         d_value = torch.bmm(weights.to(v.dtype).transpose(1, 2), grad)
         d_weights = torch.bmm(grad, v.transpose(1, 2)).float()
         d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype).mul_(ctx.scale).to(v.dtype)
-        d_query = _turn(_lift(torch.bmm(d_scores, k), layout, groups), cos, -sin)
-        d_key = _turn(_lift(torch.bmm(d_scores.transpose(1, 2), q), layout, groups, total=True), cos, -sin)
-        return d_query, d_key, _lift(d_value, layout, groups, total=True), None, None, None, None
+        d_query, d_key = torch.bmm(d_scores, k), torch.bmm(d_scores.transpose(1, 2), q)
+        turned = torch.cat([_lift(d_query, layout), _lift(d_key, layout, total=True)], dim=1)
+        return torch.cat([_turn(turned, cos, -sin), _lift(d_value, layout, total=True)], dim=1), None, None, None, None, None
 
 
 def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -154,23 +165,13 @@ def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor
     return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
 
 
-def _lay(x: torch.Tensor, layout: Layout, groups: int) -> torch.Tensor:
-    """(tokens, heads, head) to (rows x groups, heads of a group x width, head); what lies behind a row's end does not matter."""
-    return _stack(x.index_select(0, layout.slots), layout, groups)
-
-
-def _spread(grad: torch.Tensor, layout: Layout, groups: int) -> torch.Tensor:
-    """As ``_lay``, with zeros behind a row's end; the shared beginning belongs to the first row."""
-    padded = grad.new_zeros((len(layout.slots), *grad.shape[1:])).index_copy_(0, layout.back, grad)
-    return _stack(padded, layout, groups)
-
-
 def _stack(padded: torch.Tensor, layout: Layout, groups: int) -> torch.Tensor:
-    _, heads, head = padded.shape
+    """(rows x width, heads, head) to (rows x groups, heads of a group x width, head)."""
+    heads, head = padded.shape[1:]
     return padded.view(layout.rows, layout.width, heads, head).transpose(1, 2).reshape(layout.rows * groups, -1, head)
 
 
-def _lift(stacked: torch.Tensor, layout: Layout, groups: int, total: bool = False) -> torch.Tensor:
+def _lift(stacked: torch.Tensor, layout: Layout, total: bool = False) -> torch.Tensor:
     """Back to (tokens, heads, head). ``total``: what all rows say of the shared beginning is summed, else the first row's is taken."""
     head = stacked.shape[-1]
     padded = stacked.view(layout.rows, -1, layout.width, head).transpose(1, 2)
@@ -178,3 +179,22 @@ def _lift(stacked: torch.Tensor, layout: Layout, groups: int, total: bool = Fals
     if total and layout.shared:
         x[: layout.shared] = padded[:, : layout.shared].sum(0)
     return x
+
+
+class TokenLoss(torch.autograd.Function):
+    """Negative log-likelihood of target tokens, (rows,) float32, from the frozen output layer's input (rows, hidden)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logprobs = F.linear(x, weight).float().log_softmax(-1)
+        loss = -logprobs.gather(1, targets[:, None])[:, 0]
+        if ctx.needs_input_grad[0]:
+            error = logprobs.exp_()
+            error[torch.arange(len(targets)), targets] -= 1.0  # in float32: where the target is nearly certain, little is left
+            ctx.save_for_backward(error.to(x.dtype), weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        error, weight = ctx.saved_tensors
+        return (error @ weight).mul_(grad[:, None].to(weight.dtype)), None, None
