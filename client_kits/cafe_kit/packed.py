@@ -51,6 +51,7 @@ class Layout:
             ids = ids + row[shared:]
         self.shared, self.width, self.rows = shared, width, len(rows)
         self.ids, self.positions = torch.tensor(ids), torch.tensor(positions)
+        self.later = torch.full((width, width), float("-inf")).triu_(1)  # hides what comes later in the row
         self.slots, self.back = torch.tensor(slots).flatten(), torch.tensor(back)
 
     def at(self, row: int, position: int) -> int:
@@ -141,8 +142,9 @@ class _Attention(torch.autograd.Function):
         turned = _turn(heads[:, :-groups], cos, sin).index_select(0, layout.slots)
         q, k = _stack(turned[:, :-groups], layout, groups), _stack(turned[:, -groups:], layout, groups)
         v = _stack(heads[:, -groups:].index_select(0, layout.slots), layout, groups)
-        later = torch.full((width, width), float("-inf")).triu_(1).repeat(q.shape[1] // width, 1)
-        weights = F.softmax(torch.add(later, torch.bmm(q, k.transpose(1, 2)), alpha=scale), dim=-1)  # in float32: faster and finer
+        scores = torch.bmm(q, k.transpose(1, 2))
+        masked = torch.add(layout.later, scores.view(-1, width, width), alpha=scale)  # in float32: faster and finer
+        weights = F.softmax(masked, dim=-1).view_as(scores)
         ctx.save_for_backward(q, k, v, weights, cos, sin)
         return _lift(torch.bmm(weights.to(v.dtype), v), layout)
 
