@@ -112,6 +112,7 @@ STYLES: tuple[Style, ...] = (
 _YAML = """\
 # The demo federation. Every message is invented; the same seed ({seed}) writes the same files.
 name: demo
+seed: {seed}
 task:
   kind: classification
   description: messages to a clinic's patient portal, to be routed to the department that answers them

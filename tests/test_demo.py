@@ -14,7 +14,7 @@ from benchmarks.demo_difficulty import keyword_accuracy
 from pipeline import demo, settings
 from pipeline.demo_grammar import EXAMPLES, SLOTS, TOPICS, expand
 
-SEED_0_SHA256 = "aa62aba00c2cf8be277aed12b282089d18661e34be4c5988a8cd61dfcd68c57c"
+SEED_0_SHA256 = "51f7bdca697d9f249935058b8d504baa4267aa53e61be41883dee588af83346e"
 STRONG = [style.site for style in demo.STYLES if style.kind == "gpu"]
 WEAK = [style.site for style in demo.STYLES if style.kind == "cpu"]
 
