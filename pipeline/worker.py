@@ -214,7 +214,8 @@ def _context(
     base = models.base_model(settings.base_model, told)
     embedder = models.embedder(settings.embedder, told) if settings.names("cpu") else None
     made = plan(settings, adapters.schema(base.path, settings.stage2.target_modules, settings.stage2.lora_rank))
-    machine = choose(settings)
+    chosen = store.step(run_id, "machine")  # once per run: the warm start's order names its threads
+    machine = Machine(**chosen.facts) if chosen else choose(settings)
     ledger = Ledger(where / "ledger.db")
     door = PrivacyDoor(ledger, folder / "releases")
     door.recover(run_id)
@@ -251,7 +252,6 @@ def _freeze(ctx: RunContext, machine: Machine) -> None:
         "embedder": ctx.embedder.sha256 if ctx.embedder else None,
         "settings": ctx.settings.model_dump_json(),
         "protocol": PROTOCOL,
-        "dtype": machine.dtype,
     }
     step = ctx.keep("frozen", None, **wanted)
     changed = [key for key, value in wanted.items() if step.facts.get(key) != value]
