@@ -38,7 +38,23 @@ def _m1(db: sqlite3.Connection) -> None:
         "of" INTEGER NOT NULL, started REAL NOT NULL, updated REAL NOT NULL) STRICT""")
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_m1,)
+def _m2(db: sqlite3.Connection) -> None:
+    """What the console needs: who started a run, what every site does now, and the operators' own notes."""
+    db.execute("ALTER TABLE runs ADD COLUMN operator TEXT NOT NULL DEFAULT ''")
+    db.execute("""CREATE TABLE site_progress (
+        run TEXT NOT NULL REFERENCES runs(id) ON DELETE CASCADE, site TEXT NOT NULL, phase TEXT NOT NULL, done INTEGER NOT NULL,
+        "of" INTEGER NOT NULL, since REAL NOT NULL, updated REAL NOT NULL, PRIMARY KEY (run, site)) STRICT""")
+    db.execute("""CREATE TABLE excluded (
+        run TEXT NOT NULL REFERENCES runs(id) ON DELETE CASCADE, attempt INTEGER NOT NULL, row INTEGER NOT NULL,
+        PRIMARY KEY (run, attempt, row)) STRICT""")
+    db.execute("""CREATE TABLE chats (
+        id INTEGER PRIMARY KEY, run TEXT NOT NULL REFERENCES runs(id) ON DELETE CASCADE, time REAL NOT NULL,
+        prompt TEXT NOT NULL, answers TEXT NOT NULL) STRICT""")
+    db.execute("CREATE INDEX chats_of_run ON chats(run, id)")
+    db.execute("CREATE TABLE preferences (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT")
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_m1, _m2)
 
 
 def migrate(db: sqlite3.Connection) -> None:

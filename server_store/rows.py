@@ -27,6 +27,7 @@ class Run:
     pid: int | None
     command: str | None  # "stop" after the round, "stop now"
     error: dict[str, str] | None  # code, message, hint
+    operator: str = ""  # who started it, as the console or the shell knows him
 
     @property
     def active(self) -> bool:
@@ -101,6 +102,29 @@ class Progress:
     of: int
     started: float
     updated: float
+
+
+@dataclass(frozen=True)
+class SiteProgress:
+    """What one site does now, as it told last. ``since``: begin of this phase. ``of`` 0: not known."""
+
+    site: str
+    phase: str  # asked | load | vote | train | release | sent | refused | failed | late
+    done: int
+    of: int
+    since: float
+    updated: float
+
+
+@dataclass(frozen=True)
+class Chat:
+    """One prompt and what the models answered to it. ``answers`` is as the page kept it, JSON."""
+
+    id: int
+    run: str
+    time: float
+    prompt: str
+    answers: dict[str, Any]
 
 
 def _alive(pid: int | None) -> bool:

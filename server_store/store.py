@@ -16,9 +16,9 @@ from typing import Any
 
 from server_store.errors import StoreError
 from server_store.migrations import migrate
-from server_store.rows import ACTIVE, Event, Metric, OrderRow, Progress, Run, Step
+from server_store.rows import ACTIVE, Event, Metric, OrderRow, Progress, Run, SiteProgress, Step
 
-_RUN = "id, name, state, folder, created, started, finished, epoch, heartbeat, pid, command, error"
+_RUN = "id, name, state, folder, created, started, finished, epoch, heartbeat, pid, command, error, operator"
 _ORDER = "order_hash, site, stage, attempt, round, kind, state, body, code, sentence, numbers, sent, ended"
 
 
@@ -44,7 +44,7 @@ class Store:
 
     # -- the life of a run ------------------------------------------------------------------------------------------
 
-    def create_run(self, run: str, name: str, folder: Path) -> Run:
+    def create_run(self, run: str, name: str, folder: Path, operator: str = "") -> Run:
         """A new run in state Queued. Raises StoreError CAFE-654 when one of this name is active already."""
         try:
             with self._transaction():
@@ -52,8 +52,8 @@ class Store:
                 marks = ",".join("?" * len(ACTIVE))
                 self._db.execute(f"DELETE FROM runs WHERE folder=? AND state NOT IN ({marks})", (str(folder), *ACTIVE))
                 self._db.execute(
-                    f"INSERT INTO runs ({_RUN}) VALUES (?,?,?,?,?,NULL,NULL,0,NULL,NULL,NULL,NULL)",
-                    (run, name, "Queued", str(folder), time.time()),
+                    f"INSERT INTO runs ({_RUN}) VALUES (?,?,?,?,?,NULL,NULL,0,NULL,NULL,NULL,NULL,?)",
+                    (run, name, "Queued", str(folder), time.time(), operator),
                 )
         except sqlite3.IntegrityError:
             other = self.active_run(name) or next((r for r in self.runs() if r.folder == str(folder)), None)
@@ -212,6 +212,11 @@ class Store:
             for row in self._db.execute("SELECT id, time, level, site, text FROM events WHERE run=? AND id>? ORDER BY id", (run, after))
         ]
 
+    def newest_events(self, limit: int) -> list[tuple[str, Event]]:
+        """The last events of all runs as (run, event), the newest first."""
+        rows = self._db.execute("SELECT run, id, time, level, site, text FROM events ORDER BY id DESC LIMIT ?", (limit,))
+        return [(row[0], Event(*row[1:])) for row in rows]
+
     def metric(self, run: str, epoch: int, metric: Metric) -> None:
         with self._transaction():
             self._own(run, epoch)
@@ -238,6 +243,20 @@ class Store:
     def progress(self, run: str) -> Progress | None:
         row = self._db.execute('SELECT phase, done, "of", started, updated FROM progress WHERE run=?', (run,)).fetchone()
         return Progress(*row) if row else None
+
+    def set_site_progress(self, run: str, site: str, phase: str, done: int, of: int) -> None:
+        now = time.time()
+        with self._transaction():
+            self._db.execute(
+                """INSERT INTO site_progress VALUES (?,?,?,?,?,?,?) ON CONFLICT(run, site) DO UPDATE SET done=excluded.done,
+                   "of"=excluded."of", updated=excluded.updated,
+                   since=CASE WHEN phase=excluded.phase THEN since ELSE excluded.since END, phase=excluded.phase""",
+                (run, site, phase, done, of, now, now),
+            )
+
+    def site_progress(self, run: str) -> list[SiteProgress]:
+        rows = self._db.execute('SELECT site, phase, done, "of", since, updated FROM site_progress WHERE run=? ORDER BY site', (run,))
+        return [SiteProgress(*row) for row in rows]
 
     # -- within -----------------------------------------------------------------------------------------------------
 
