@@ -104,10 +104,12 @@ def save_peft(folder: Path, tensors: Tensors, *, base: str, rank: int, alpha: fl
 
     The folder appears whole or not at all. ``base`` is a name or hub id, never a path of this machine.
     """
+    name, _, revision = base.partition("@") if "/" in base else (base, "", "")  # a hub id may name its revision
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": name,
+        "revision": revision or None,
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": 0.0,

@@ -5,7 +5,6 @@ Knows folders, the store and how a worker process is started. Does not carry a r
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
@@ -13,25 +12,28 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 from cafe_kit.errors import CafeError
 
-from pipeline import adapters, models
+from pipeline import adapters, bundles, models
 from pipeline.fetch import Progress
 from pipeline.home import home
 from pipeline.plan import Plan, plan
 from pipeline.settings import RunSettings, to_yaml
+from server_store.desk import Desk
 from server_store.rows import Run
 from server_store.store import Store
-
-_EXPORTED = ("results.json", "config.yaml", "ledger.jsonl", "synthetic", "adapters/final")
 
 
 def store() -> Store:
     """The store of this home."""
     return Store(home() / "store.db")
+
+
+def desk() -> Desk:
+    """The store with the operators' notes, for the console."""
+    return Desk(home() / "store.db")
 
 
 def check(settings: RunSettings, progress: Progress | None = None) -> Plan:
@@ -132,24 +134,8 @@ def decide(run_id: str, approved: bool, reason: str) -> None:
 
 
 def export(run_id: str, to: Path) -> Path:
-    """A zip of what a run leaves: results, settings, adapter, synthetic set, ledger, events."""
-    found = store()
-    run = found.run(run_id)
-    folder = Path(run.folder)
-    if not (folder / "results.json").exists():
-        raise CafeError("CAFE-660", f"Run {run_id} has no results yet ({run.shown_state}).", "Export it when it is done.")
-    target = to / f"{run_id}.zip" if to.is_dir() else to
-    beside = target.with_name(f".{target.name}.partial")
-    with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in _EXPORTED:
-            path = folder / name
-            for file in sorted(path.rglob("*")) if path.is_dir() else [path] if path.exists() else []:
-                if file.is_file():
-                    archive.write(file, file.relative_to(folder))
-        events = [{"time": e.time, "level": e.level, "site": e.site, "text": e.text} for e in found.events(run_id)]
-        archive.writestr("events.jsonl", "".join(json.dumps(event) + "\n" for event in events))
-    beside.replace(target)
-    return target
+    """A zip of what a run leaves, for reproduction; in the folder ``to``, or as the file ``to``."""
+    return bundles.export(store(), run_id, to / f"{run_id}.zip" if to.is_dir() else to)
 
 
 def clean(run_id: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from cafe_kit.task import Record
 
-from pipeline import accounting, tuning
+from pipeline import cards, catalogue, reproduction, tuning
 from pipeline.context import RunContext
 from server_store.blobs import write_whole
 from server_store.ledger import Ledger
@@ -25,8 +25,11 @@ SCHEMA_VERSION = 1
 def write(ctx: RunContext, attempt: int, synthetic: Sequence[Record], adapter: Step, ledger: Ledger) -> dict[str, Any]:
     """Write everything into the run's folder, ``results.json`` last; returns what it holds."""
     statement = privacy_statement(ctx, ledger)
-    folder = tuning.save_adapter(ctx, adapter, "final", _adapter_card(ctx, statement))
     set_file = save_synthetic(ctx, attempt, synthetic, statement) if synthetic else None
+    done = catalogue.made(ctx.store, ctx.run)
+    assert done is not None
+    folder = tuning.save_adapter(ctx, adapter, "final", cards.adapter(done, done.adapter(), statement))
+    write_whole(ctx.folder / "lock.json", reproduction.lock(done, ctx.store))
     write_whole(ctx.folder / "ledger.jsonl", _lines(ledger.export(ctx.run)))
     scores = [step.facts for step in ctx.store.steps(ctx.run, f"stage2/{attempt}/") if step.name.endswith("/score")]
     rounds = [_score(facts) | {"round": facts["round"]} for facts in scores if facts["phase"] == "round"]
@@ -51,11 +54,7 @@ def write(ctx: RunContext, attempt: int, synthetic: Sequence[Record], adapter: S
 
 def privacy_statement(ctx: RunContext, ledger: Ledger) -> dict[str, Any]:
     """Per stage what was spent, with unit, trust, adjacency and δ, or "off"; per site; and the maximum over sites."""
-    asked = {1: ctx.settings.privacy.stage1, 2: ctx.settings.privacy.stage2}
-    found = accounting.run_statement(ledger, ctx.run, {stage: part.delta for stage, part in asked.items() if part})
-    stages = {f"stage{stage}": found["stages"].get(str(stage), {}) for stage in asked}
-    shown = {stage: part if "epsilon" in part else "off" for stage, part in stages.items()}
-    return {**shown, **{key: found[key] for key in ("maximum", "sites", "sites_without_guarantee")}}
+    return catalogue.promise(ctx.settings, ledger, ctx.run)
 
 
 def seconds(ctx: RunContext) -> dict[str, float]:
@@ -81,63 +80,9 @@ def save_synthetic(ctx: RunContext, attempt: int, synthetic: Sequence[Record], s
     pq.write_table(pa.table(columns), sink)
     write_whole(folder / "train.parquet", sink.getvalue().to_pybytes())
     write_whole(folder / "train.jsonl", _lines([{text: record.text, answer: record.answer} for record in synthetic]))
-    write_whole(folder / "README.md", _synthetic_card(ctx, synthetic, statement).encode())
+    files = [folder / "train.parquet", folder / "train.jsonl"]
+    write_whole(folder / "README.md", cards.dataset(ctx.settings, ctx.run, synthetic, files, statement).encode())
     return folder / "train.parquet"
-
-
-def told(statement: dict[str, Any], stage: str) -> str:
-    """One stage's guarantee in a sentence."""
-    part = statement.get(stage, "off")
-    if part == "off" or not isinstance(part, dict):
-        return "no formal guarantee (this stage ran without noise)"
-    return (
-        f"({part['epsilon']}, {part['delta']})-differential privacy, unit {part['unit']} (all records of one site, zero-out adjacency), "
-        f"noise added by the {'server' if part['trust'] == 'server' else 'site'}"
-    )
-
-
-def _synthetic_card(ctx: RunContext, synthetic: Sequence[Record], statement: dict[str, Any]) -> str:
-    return f"""---
-tags: [synthetic, differential-privacy]
----
-# Synthetic set of `{ctx.settings.name}`
-
-{len(synthetic)} texts for: {ctx.plan.task.description}. A language model wrote them; public invented examples are among them. The sites
-without a GPU voted on candidates, and the votes were clipped, summed and noised before anybody saw them.
-
-- Run: `{ctx.run}`; votes: {ctx.settings.stage1.rounds}; sites: {len(ctx.settings.names("cpu"))}.
-- Guarantee: {told(statement, "stage1")}.
-- Not covered: what the generator's base model has seen in its own training; the public label list and examples.
-"""
-
-
-def _adapter_card(ctx: RunContext, statement: dict[str, Any]) -> str:
-    base, stage2 = ctx.settings.base_model, ctx.settings.stage2
-    name = Path(base).name if Path(base).is_absolute() else base
-    return f"""---
-base_model: {name}
-base_model_relation: adapter
-library_name: peft
-tags: [lora, federated, synthetic-data, differential-privacy]
----
-# LoRA adapter of `{ctx.settings.name}`
-
-Task: {ctx.plan.task.description}. Run `{ctx.run}`; {stage2.rounds} federated rounds; {len(ctx.settings.names("gpu"))} sites trained on
-their own records, the server for {len(ctx.settings.names("cpu"))} sites without a GPU on synthetic text.
-Base model sha256 `{ctx.base_model.sha256}`.
-
-## Privacy
-
-- Stage 1 (synthetic text): {told(statement, "stage1")}.
-- Stage 2 (training): {told(statement, "stage2")}.
-
-## Load
-
-```python
-from peft import PeftModel
-model = PeftModel.from_pretrained(base_model, "this folder")
-```
-"""
 
 
 def _facts(ctx: RunContext, name: str) -> dict[str, Any]:
