@@ -7,7 +7,7 @@ of a request or an answer stands in an error; only our own server's words are pa
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -45,10 +45,38 @@ class Endpoint:
         """Post something whose answer is of no interest, and may be no JSON."""
         return self._ask(lambda: self._client.post(f"{self.url}{path}", body=body, cast_to=object))
 
+    def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Post something that is answered by server-sent events. Closing the iterator hangs up, and the server stops working."""
+        from openai import Stream
+
+        url, kind = f"{self.url}{path}", Stream[object]
+        opened = self._ask(lambda: self._client.post(url, body={**body, "stream": True}, cast_to=object, stream=True, stream_cls=kind))
+        if not isinstance(opened, Stream):
+            raise self._no_api()
+        with opened:
+            try:
+                for event in opened:
+                    yield self._json(event)
+            except CafeError:
+                raise
+            except Exception as error:
+                raise self._obituary() or self._broken_off(error) from None
+
     def _json(self, answer: Any) -> dict[str, Any]:
         if isinstance(answer, dict):
             return answer
-        raise CafeError("CAFE-501", f"What answers at {self.url} does not speak the OpenAI HTTP API.", "Check the address in the settings.")
+        raise self._no_api()
+
+    def _broken_off(self, error: Exception) -> CafeError:
+        told = getattr(error, "body", None)
+        if isinstance(told, dict):
+            return _refusal(self.url, 200, told)
+        return CafeError("CAFE-501", f"The model server at {self.url} broke off in the middle of an answer.", "Ask again.")
+
+    def _no_api(self) -> CafeError:
+        return CafeError(
+            "CAFE-501", f"What answers at {self.url} does not speak the OpenAI HTTP API.", "Check the address in the settings."
+        )
 
     def _ask(self, call: Callable[[], Any]) -> Any:
         import openai
