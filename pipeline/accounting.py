@@ -62,7 +62,7 @@ def epsilon_spent(charges: Iterable[Charge], delta: float) -> float:
     The charges are those of *one* site: what several sites spent is never added up.
 
     Raises:
-        CafeError: CAFE-335 if a charge contradicts its terms or the two ways to epsilon disagree.
+        CafeError: CAFE-335 if a charge contradicts its terms, CAFE-337 if the two ways to epsilon disagree.
     """
     events: Counter[Fraction] = Counter()
     for charge in charges:
@@ -87,7 +87,7 @@ def _epsilon(events: Events, delta: float) -> float:
     accounted = _accounted_epsilon(events, delta, interval=closed / 2000)
     if not math.isclose(closed, accounted, rel_tol=_AGREEMENT):
         raise CafeError(
-            "CAFE-335",
+            "CAFE-337",
             f"Two ways to compute epsilon disagree: {closed:.6g} and {accounted:.6g}.",
             "Report this; until it is understood no release is made.",
         )

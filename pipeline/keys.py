@@ -36,7 +36,7 @@ def server_keys(home: Path) -> ServerKeys:
     """The keys of this home, made at the first call; safe when several processes start at once.
 
     Raises:
-        CafeError: CAFE-679 when a key file is damaged.
+        CafeError: CAFE-680 when a key file is damaged.
     """
     folder = home / "keys"
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -63,6 +63,6 @@ def _secret(path: Path, fresh: bytes) -> bytes:
     secret = path.read_bytes()
     if len(secret) != 32:
         raise CafeError(
-            "CAFE-679", f"The key file {path.name} is damaged.", "Restore it from a backup; a new key needs every site to join again."
+            "CAFE-680", f"The key file {path.name} is damaged.", "Restore it from a backup; a new key needs every site to join again."
         )
     return secret

@@ -199,7 +199,7 @@ class PrivacyDoor:
             raise CafeError(
                 "CAFE-325",
                 f"The sealed body of release {row.rid} is lost. Its charge stays, and it is never drawn again.",
-                "Restore the file from a backup, or start a new attempt, which is charged anew.",
+                "Start a new run, which is charged anew.",
             )
         if release.terms.mechanism == "none":
             values = body_from_bytes(path.read_bytes(), {"values": ((release.length,), "float64")})["values"]

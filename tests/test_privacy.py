@@ -115,7 +115,7 @@ def test_a_charge_that_contradicts_its_terms_is_an_error() -> None:
 
 def test_two_ways_that_disagree_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounting, "_accounted_epsilon", lambda events, delta, interval: 1.234)
-    with pytest.raises(CafeError, match="CAFE-335"):
+    with pytest.raises(CafeError, match="CAFE-337"):
         epsilon_spent(checks.charges([(1, 7)]), 3e-5)
 
 
