@@ -22,9 +22,7 @@ from cafe_kit.errors import CafeError
 
 from pipeline import cards, catalogue, reproduction
 from pipeline.catalogue import WEIGHTS, Adapter, Made
-from pipeline.home import home
 from server_store.errors import StoreError
-from server_store.ledger import Ledger
 from server_store.store import Store
 
 Entries = dict[str, Path | bytes]  # name in the zip -> where it lies, or what it is
@@ -41,7 +39,7 @@ def adapter(store: Store, run_id: str, round: int | None = None) -> Path:
     Raises:
         CafeError: CAFE-660 there is none; CAFE-687 it may not leave as it is. StoreError: CAFE-652 disk, CAFE-655 no such run.
     """
-    made = _made(store, run_id)
+    made = catalogue.of(store, run_id)
     which = made.adapter(round)
     card = card_of(made, which)
     problems = refusals(made, which, card)
@@ -54,7 +52,7 @@ def adapter(store: Store, run_id: str, round: int | None = None) -> Path:
 
 def dataset(store: Store, run_id: str, attempt: int | None = None) -> Path:
     """The zip of a synthetic set: Parquet, JSONL, card. Left out: of the last attempt. Raises as ``adapter``."""
-    made = _made(store, run_id)
+    made = catalogue.of(store, run_id)
     which = made.dataset(attempt)
     top = f"{run_id}-synthetic-{which.attempt}"
     return _kept(made, f"{top}.zip", {f"{top}/{name}": path for name, path in _below(which.folder).items()})
@@ -66,7 +64,7 @@ def export(store: Store, run_id: str, to: Path | None = None) -> Path:
     folder = Path(run.folder)
     if not (folder / "results.json").exists():
         raise CafeError("CAFE-660", f"Run {run_id} has no results yet ({run.shown_state}).", "Export it when it is done.")
-    made = _made(store, run_id)
+    made = catalogue.of(store, run_id)
     entries: Entries = {}
     for name in _DONE:
         path = folder / name
@@ -90,7 +88,7 @@ def adapter_name(made: Made, which: Adapter) -> str:
 
 def card_of(made: Made, which: Adapter) -> str:
     """The card that goes with this adapter, with the run's charges as they are now."""
-    return cards.adapter(made, which, catalogue.promise(made.settings, Ledger(home() / "ledger.db"), made.run.id))
+    return cards.adapter(made, which, catalogue.promised(made))
 
 
 def refusals(made: Made, which: Adapter, card: str) -> list[str]:
@@ -172,13 +170,6 @@ def _lock(path: Path) -> Iterator[BinaryIO]:
     with path.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file
-
-
-def _made(store: Store, run_id: str) -> Made:
-    made = catalogue.made(store, run_id)
-    if made is None:
-        raise CafeError("CAFE-660", f"Run {run_id} has no results yet ({store.run(run_id).shown_state}).", "Come back when it has.")
-    return made
 
 
 def _below(folder: Path) -> dict[str, Path]:

@@ -206,28 +206,29 @@ def _training(made: Made) -> str:
 
 
 def _lineage(made: Made, which: Adapter) -> str:
-    return "## Lineage\n\n" + "\n".join(f"{n}. {step}" for n, step in enumerate(lineage(made, which), start=1))
+    steps = [
+        f"{n}. {what}: {detail}" + (f", sha256 `{sha256}`" if sha256 else "")
+        for n, (what, detail, sha256) in enumerate(lineage(made, which), start=1)
+    ]
+    return "## Lineage\n\n" + "\n".join(steps)
 
 
-def lineage(made: Made, which: Adapter) -> list[str]:
-    """Where the adapter came from, step by step, in Markdown: sites, votes, synthetic set, warm start, rounds, adapter."""
-    steps = [f"Base model {code(made.base.name)}, sha256 `{made.base.sha256}`"]
+def lineage(made: Made, which: Adapter) -> list[tuple[str, str, str]]:
+    """Where the adapter came from, step by step: what, more of it (Markdown), its SHA-256 or nothing."""
+    stage1, stage2 = made.settings.stage1, made.settings.stage2
+    steps = [("Base model", code(made.base.name), made.base.sha256)]
     if made.synthetic:
         last = made.synthetic[-1]
-        votes = f"{made.settings.stage1.rounds} votes" if made.settings.stage1.rounds > 1 else "1 vote"
-        steps += [
-            f"{made.weak} sites without a GPU: {votes} on candidates",
-            f"Synthetic set of {last.rows} texts, sha256 `{last.sha256}` (train.parquet, attempt {last.attempt})",
-        ]
+        votes = f"{stage1.rounds} votes" if stage1.rounds > 1 else "1 vote"
+        steps += [("Votes", f"{made.weak} sites without a GPU, {votes} each", "")]
+        steps += [("Synthetic set", f"{last.rows} texts, attempt {last.attempt} (train.parquet)", last.sha256)]
     warm = next((one for one in made.adapters if one.round == 0), None)
-    if warm:
-        steps += [f"Trained on the synthetic set alone: adapter sha256 `{warm.sha256}`"]
+    if warm and (stage2.warm_start or not which.round):
+        steps += [("Warm start", "trained on the synthetic set alone", warm.sha256 if which.round else "")]
     if which.round:
-        start = " starting from it" if warm and made.settings.stage2.warm_start else ""
         behalf = f", the server for {made.weak}" if made.weak else ""
-        steps += [f"{which.round} federated rounds{start}: {made.strong} sites trained{behalf}"]
-        steps += [f"This adapter, sha256 `{which.sha256}`"]
-    return steps
+        steps += [("Federated rounds", f"{which.round} of {stage2.rounds}: {made.strong} sites trained{behalf}", "")]
+    return [*steps, ("This adapter", which.title, which.sha256)]
 
 
 def _evaluation(made: Made, which: Adapter) -> str:

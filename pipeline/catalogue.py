@@ -15,6 +15,7 @@ from typing import Any
 from cafe_kit.errors import CafeError
 
 from pipeline import accounting
+from pipeline.home import home
 from pipeline.models import DEFAULT_BASE
 from pipeline.settings import RunSettings
 from server_store.ledger import Ledger
@@ -147,6 +148,14 @@ def made(store: Store, run_id: str) -> Made | None:
     )
 
 
+def of(store: Store, run_id: str) -> Made:
+    """The same for those who need it. Raises CafeError CAFE-660 while the run has not begun."""
+    found = made(store, run_id)
+    if found is None:
+        raise CafeError("CAFE-660", f"Run {run_id} has no results yet ({store.run(run_id).shown_state}).", "Come back when it has.")
+    return found
+
+
 def with_adapters(store: Store) -> list[Made]:
     """Every run that has an adapter, the newest run first."""
     found = [made(store, run.id) for run in store.runs()]
@@ -162,10 +171,20 @@ def promise(settings: RunSettings, ledger: Ledger, run_id: str) -> dict[str, Any
     return {**shown, **{key: found[key] for key in ("maximum", "sites", "sites_without_guarantee")}}
 
 
+def promised(made: Made) -> dict[str, Any]:
+    """The promise of a run from this home's ledger, with the charges as they are now."""
+    return promise(made.settings, Ledger(home() / "ledger.db"), made.run.id)
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file that may be large."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def text_sha256(text: str) -> str:
+    """SHA-256 of a text as it is written to a file."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _adapters(run: Run, steps: dict[str, Step]) -> tuple[Adapter, ...]:

@@ -1,0 +1,164 @@
+"""What the browser may fetch: bundles, data files, the statement and the log of a run, each streamed from disk.
+
+Knows addresses, names for people, and who may ask. A run's id, a round and an attempt are looked up in the store; nothing
+of an address ever becomes a path. To extend: write a function (store, run, query) -> Served and name it in ``_TABLE``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, urlencode, urlsplit
+
+import streamlit as st
+from cafe_kit.errors import CafeError
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from pipeline import bundles, catalogue, launch
+from server_store.errors import StoreError
+from server_store.store import Store
+
+Query = Mapping[str, str]
+
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+}
+_PAGE_POLICY = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"}
+_STATUS = {"CAFE-655": 404, "CAFE-660": 404, "CAFE-687": 409, "CAFE-652": 507}
+_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+
+@dataclass(frozen=True)
+class Served:
+    """One answer: a file that is saved under ``name``, or a page that is shown."""
+
+    name: str
+    path: Path | None = None
+    page: str = ""
+    media_type: str = "application/octet-stream"
+
+
+def url(run_id: str, what: str, **query: int | None) -> str:
+    """The address of a download, relative to any page of the console, so that it holds under a base path too."""
+    asked = urlencode({key: value for key, value in query.items() if value is not None})
+    return f"files/runs/{quote(run_id, safe='')}/{what}" + (f"?{asked}" if asked else "")
+
+
+def routes(base_path: str | None = None) -> list[Route]:
+    """For ``st.App(routes=...)``; ``base_path`` is the server's own (``server.baseUrlPath``) when left out."""
+    base = (st.get_option("server.baseUrlPath") if base_path is None else base_path) or ""
+    before = f"/{base.strip('/')}" if base.strip("/") else ""
+    return [Route(f"{before}/files/runs/{{run}}/{what}", _endpoint(serve), methods=["GET"]) for what, serve in _TABLE.items()]
+
+
+def _adapter(store: Store, run: str, query: Query) -> Served:
+    path = bundles.adapter(store, run, _number(query, "round"))
+    return Served(path.name, path, media_type="application/zip")
+
+
+def _dataset(store: Store, run: str, query: Query) -> Served:
+    path = bundles.dataset(store, run, _number(query, "attempt"))
+    return Served(path.name, path, media_type="application/zip")
+
+
+def _parquet(store: Store, run: str, query: Query) -> Served:
+    return _table(store, run, query, "parquet", "application/vnd.apache.parquet")
+
+
+def _jsonl(store: Store, run: str, query: Query) -> Served:
+    return _table(store, run, query, "jsonl", "application/jsonl")
+
+
+def _table(store: Store, run: str, query: Query, suffix: str, media_type: str) -> Served:
+    found = catalogue.of(store, run).dataset(_number(query, "attempt"))
+    return Served(f"{run}-synthetic-{found.attempt}.{suffix}", found.folder / f"train.{suffix}", media_type=media_type)
+
+
+def _export(store: Store, run: str, query: Query) -> Served:
+    path = bundles.export(store, run)
+    return Served(path.name, path, media_type="application/zip")
+
+
+def _statement(store: Store, run: str, query: Query) -> Served:
+    store.run(run)
+    return Served(f"{run}-statement.html", page=importlib.import_module("pipeline.statement").html(run))
+
+
+def _log(store: Store, run: str, query: Query) -> Served:
+    return Served(f"{run}.log", Path(store.run(run).folder) / "log" / "worker.log", media_type="text/plain; charset=utf-8")
+
+
+_TABLE: dict[str, Callable[[Store, str, Query], Served]] = {
+    "adapter.zip": _adapter,
+    "dataset.zip": _dataset,
+    "dataset.parquet": _parquet,
+    "dataset.jsonl": _jsonl,
+    "export.zip": _export,
+    "statement.html": _statement,
+    "log": _log,
+}
+
+
+def _endpoint(serve: Callable[[Store, str, Query], Served]) -> Callable[[Request], Response]:
+    """A handler that Starlette calls in a thread of its own: what takes long does not stop the pages."""
+
+    def handler(request: Request) -> Response:
+        if not _welcome(request):
+            return _plainly("This address is not one of the console's own; set server.allowedHosts to allow it.", 403)
+        try:
+            with closing(launch.store()) as store:
+                return _response(serve(store, request.path_params["run"], request.query_params))
+        except (CafeError, StoreError) as error:
+            return _plainly(str(error), _STATUS.get(error.code, 500))
+
+    return handler
+
+
+def _response(served: Served) -> Response:
+    if served.path is None:
+        return HTMLResponse(served.page, headers=_HEADERS | _PAGE_POLICY)
+    if not served.path.is_file():
+        raise CafeError("CAFE-660", f"There is no file {served.name} (yet).", "It may come later, or was removed by hand.")
+    return FileResponse(served.path, filename=served.name, media_type=served.media_type, headers=_HEADERS)
+
+
+def _plainly(sentence: str, status: int) -> Response:
+    return PlainTextResponse(sentence + "\n", status, headers=_HEADERS)
+
+
+def _number(query: Query, key: str) -> int | None:
+    """A whole number of the address; None when it is not there."""
+    text = query.get(key)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 7):
+        raise CafeError("CAFE-660", f"There is no {key} called {text[:40]!r}.", f"{key.capitalize()}s are whole numbers.")
+    return int(text)
+
+
+def _welcome(request: Request) -> bool:
+    """Only under the console's own names (a rebound DNS name is none), and not as a part of a foreign page."""
+    foreign = request.headers.get("sec-fetch-site", "none") in ("cross-site", "same-site")
+    if foreign and request.headers.get("sec-fetch-mode") != "navigate":
+        return False
+    host = _host_name(request.headers.get("host", ""))
+    configured = {name.lower().rstrip(".") for name in st.get_option("server.allowedHosts") or []}
+    if configured:
+        return "*" in configured or host in configured or any(one.startswith("*.") and host.endswith(one[1:]) for one in configured)
+    own = {st.get_option("server.address"), st.get_option("browser.serverAddress")} - {None, "", "0.0.0.0", "::"}
+    return host in _LOOPBACK | {str(one).lower() for one in own}
+
+
+def _host_name(header: str) -> str:
+    try:
+        return (urlsplit(f"//{header}").hostname or "").rstrip(".")
+    except ValueError:
+        return ""
