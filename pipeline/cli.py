@@ -1,4 +1,4 @@
-"""The command line: ``cafe demo · serve · run · status · stop · resume · approve · reject · export · doctor · clean``.
+"""The command line: ``cafe demo · serve · run · status · stop · resume · approve · reject · export · doctor · clean · explain``.
 
 Knows words and exit codes: 0 done, 1 failed, 2 settings or usage, 5 refused for privacy. What is done lies elsewhere.
 """
@@ -6,9 +6,8 @@ Knows words and exit codes: 0 done, 1 failed, 2 settings or usage, 5 refused for
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
 import sys
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +17,7 @@ from cafe_kit.errors import CafeError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pipeline import launch, watch
+from pipeline import error_pages, launch, watch
 from pipeline.home import home
 from pipeline.settings import RunSettings, load
 from server_store.errors import StoreError
@@ -165,19 +164,21 @@ def doctor(format: AsFormat = Format.text) -> None:
 
 
 @app.command()
-def serve(port: Annotated[int, typer.Option(help="on 127.0.0.1", min=1, max=65535)] = 8501) -> None:
-    """Open the console in a browser (an early form: it lists the runs)."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            raise CafeError(
-                "CAFE-681", f"Port {port} of this machine is in use.", "Open the console that runs there, or name another --port."
-            ) from None
-    page = Path(__file__).resolve().parents[1] / "app" / "console.py"
-    command = [sys.executable, "-m", "streamlit", "run", str(page), "--server.address", "127.0.0.1", "--server.port", str(port)]
-    raise typer.Exit(subprocess.run(command, cwd=page.parents[1], check=False).returncode)
+def serve(
+    port: Annotated[int, typer.Option(help="on 127.0.0.1", min=1, max=65535)] = 8501,
+    base_url_path: Annotated[str | None, typer.Option(help="path below which a reverse proxy offers the console, such as cafe")] = None,
+    hosts: Annotated[str | None, typer.Option(help="names under which a reverse proxy offers it, separated by commas")] = None,
+) -> None:
+    """Open the console, for a browser on this machine; docs/operator.md has recipes for others."""
+    from pipeline.serving import serve as opened
+
+    raise typer.Exit(opened(port, base_url_path or "", [name.strip() for name in (hosts or "").split(",") if name.strip()]))
+
+
+@app.command()
+def explain(code: Annotated[str, typer.Argument(help="an error code, such as CAFE-331")]) -> None:
+    """Print the page of an error code: what happened, why, what to do."""
+    print(error_pages.explain(code))
 
 
 def main() -> None:
@@ -185,12 +186,11 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except (CafeError, StoreError) as error:
+        told = {"code": error.code, "message": error.message, "hint": error.hint}
         if "json" in sys.argv:
-            _print_json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
+            _print_json({"error": told})
         else:
-            _errors.print(
-                f"[bold red]{error.code}[/bold red] {_plain(error.message)} {_plain(error.hint)}", highlight=False, soft_wrap=True
-            )
+            _tell(told)
         sys.exit(5 if error.code.startswith("CAFE-3") else 2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -245,15 +245,20 @@ def _ended(run: Run, format: Format) -> None:
     if format is Format.json:
         _print_json(watch.as_json(run))
     elif run.error:
-        error = run.error
-        _errors.print(
-            f"[bold red]{error['code']}[/bold red] {_plain(error['message'])} {_plain(error['hint'])}", highlight=False, soft_wrap=True
-        )
+        _tell(run.error)
         _errors.print(f"`cafe resume {run.id}` goes on with it.", highlight=False)
     else:
         _console.print(f"Run {run.id}: {run.shown_state}. `cafe resume {run.id}` goes on with it.", highlight=False)
     code = (run.error or {}).get("code", "")
     raise typer.Exit(5 if code.startswith("CAFE-3") else 0 if run.state == "Stopped" else 1)
+
+
+def _tell(error: Mapping[str, str]) -> None:
+    """An error in the words that the console's card shows, too."""
+    code, words = error["code"], _plain(f"{error['message']} {error['hint']}")
+    _errors.print(f"[bold red]{code}[/bold red] {words}", highlight=False, soft_wrap=True)
+    if error_pages.page(code):
+        _errors.print(f"`cafe explain {code}` says more.", highlight=False)
 
 
 def _plain(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The server's two keys: one signs its orders, to the other the sites seal what they send.
+"""The server's two keys, one signs its orders, to the other the sites seal what they send; and the console's cookie secret.
 
 Knows where they lie (``CAFE_HOME/keys``, 0600). Does not know orders or bodies.
 """
@@ -43,6 +43,17 @@ def server_keys(home: Path) -> ServerKeys:
     signing = _secret(folder / "signing.key", Ed25519PrivateKey.generate().private_bytes_raw())
     sealing = _secret(folder / "sealing.key", X25519PrivateKey.generate().private_bytes_raw())
     return ServerKeys(Ed25519PrivateKey.from_private_bytes(signing), X25519PrivateKey.from_private_bytes(sealing))
+
+
+def cookie_secret(home: Path) -> str:
+    """What the console signs its cookies with: the same after a restart, so that nobody is thrown out by one.
+
+    Raises:
+        CafeError: CAFE-680 when the file is damaged.
+    """
+    folder = home / "keys"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return _secret(folder / "console.key", os.urandom(32)).hex()
 
 
 def _secret(path: Path, fresh: bytes) -> bytes:
