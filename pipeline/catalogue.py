@@ -36,7 +36,7 @@ class Score:
 
     @property
     def shown(self) -> str:
-        return f"{self.value:.1%}" if self.kind == "accuracy" else f"{self.value:.3f}"
+        return f"{100 * self.value:.1f} %" if self.kind == "accuracy" else f"{self.value:.3f}"
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,7 @@ class RunContext:
     command: Callable[[], str | None]
     site_keys: dict[str, str]  # site → public key, as shown first
     _seconds: dict[str, float] = field(default_factory=dict)
+    _at_sites: dict[str, tuple[str, float]] = field(default_factory=dict)
 
     # -- durable results --------------------------------------------------------------------------------------------
 
@@ -133,6 +134,13 @@ class RunContext:
                 self.store.set_progress(self.run, phase, done, of)
 
         return tell
+
+    def at_site(self, site: str, doing: str, done: int = 0, of: int = 0) -> None:
+        """What a site does now, written once a second at most while it does the same."""
+        now, (last, at) = time.monotonic(), self._at_sites.get(site, ("", 0.0))
+        if doing != last or now - at > 1.0:
+            self._at_sites[site] = (doing, now)
+            self.store.set_site_progress(self.run, site, doing, done, of)
 
     def metric(self, phase: str, round: int, name: str, value: float, n: int) -> None:
         self.store.metric(self.run, self.epoch, Metric(name, phase, round, value, n))

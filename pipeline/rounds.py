@@ -77,6 +77,7 @@ def gather(ctx: RunContext, *rounds: Round) -> list[Gathered]:
         for site in names:
             envelope = _envelope(ctx, asked, site)
             _note(ctx, envelope.order)
+            ctx.at_site(site, "asked")
             envelopes.append(envelope)
             asked_by[order_hash(envelope.order)] = asked
     failpoint("round.before_ask")
@@ -84,14 +85,15 @@ def gather(ctx: RunContext, *rounds: Round) -> list[Gathered]:
     shares: dict[str, float] = {}
     tell = ctx.progress(rounds[0].title)
 
-    def at_work(site: str, _phase: str, done: int, of: int) -> None:
+    def at_work(site: str, doing: str, done: int, of: int) -> None:
         shares[site] = done / of if of else 0.0
+        ctx.at_site(site, doing, done, of)
         tell(int(100 * sum(shares.values())), 100 * len(envelopes))
 
     for answer in ctx.sites.ask(envelopes, at_work):
         asked = asked_by[order_hash(answer.order)]
-        at_work(answer.order.site, "", 1, 1)
         body = _receive(ctx, asked, answer)
+        at_work(answer.order.site, "sent" if body else _ending(answer), 1, 1)
         if body is not None:
             found[asked.name][answer.order.site] = body
         ctx.may_stop()
@@ -155,8 +157,7 @@ def _receive(ctx: RunContext, asked: Round, answer: Answer) -> _Body | None:
             raise CafeError(answer.code or "CAFE-123", answer.sentence or "The site gave no answer.", "")
         body, sha256 = _open(ctx, asked, answer)
     except CafeError as error:
-        refused = answer.reply is not None and answer.reply.status == "refused"
-        state = "refused" if refused else "late" if error.code == "CAFE-124" else "failed"
+        state = _ending(answer)
         ctx.store.order_ended(ctx.run, ctx.epoch, hash_, state, code=error.code, sentence=error.message)
         ctx.say(f"{order.kind} of round {order.round}: {error.code} {error.message}", level="warning", site=order.site)
         (ctx.folder / "inbox" / hash_).unlink(missing_ok=True)
@@ -167,6 +168,13 @@ def _receive(ctx: RunContext, asked: Round, answer: Answer) -> _Body | None:
         ctx.say("two different bodies for one order; the first counts", level="error", site=order.site)
         return None
     return _Body(body, sha256, numbers.records or 0)
+
+
+def _ending(answer: Answer) -> Literal["refused", "late", "failed"]:
+    """How an order ended that brought no valid body."""
+    if answer.reply is not None and answer.reply.status == "refused":
+        return "refused"
+    return "late" if answer.code == "CAFE-124" else "failed"
 
 
 def _open(ctx: RunContext, asked: Round, answer: Answer) -> tuple[dict[str, np.ndarray], str]:

@@ -312,8 +312,12 @@ def _greet(ctx: RunContext) -> None:
         )
         envelopes.append(Envelope(order, sign(order, ctx.keys.signing), Transport({}, str(ctx.folder / "inbox" / "hello"), 300.0)))
     tell = ctx.progress("sites")
+    ctx.store.set_state(ctx.run, ctx.epoch, "Waiting for sites")
+    for site in ctx.settings.sites:
+        ctx.at_site(site.name, "asked")
     for number, answer in enumerate(ctx.sites.ask(envelopes), start=1):
         tell(number, len(envelopes))
+        ctx.at_site(answer.order.site, "sent" if answer.reply is not None and answer.reply.status == "ok" else "failed")
         if answer.reply is None or answer.reply.status != "ok":
             raise CafeError(
                 answer.code or "CAFE-123",
@@ -321,6 +325,7 @@ def _greet(ctx: RunContext) -> None:
                 "Mend the site's data or settings, then resume the run.",
             )
         ctx.keep(f"site/{answer.order.site}", None, key=ctx.site_keys[answer.order.site])
+    ctx.store.set_state(ctx.run, ctx.epoch, "Running")
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from pathlib import Path
 
 from server_store.errors import StoreError
@@ -49,7 +50,7 @@ class Blobs:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write beside, fsync, rename, fsync the folder: after a power cut the file is whole or absent."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # of two writers at once each has its own
     try:
         with beside.open("wb") as file:
             file.write(data)

@@ -13,7 +13,7 @@ LOST_AFTER_S = 60.0
 
 @dataclass(frozen=True)
 class Run:
-    """One run. ``state`` is what was last written; ``shown_state`` is what is true."""
+    """One run. ``state`` is what was last written; ``shown_state`` is what is true. ``heartbeat``: also of being queued."""
 
     id: str
     name: str
@@ -36,10 +36,11 @@ class Run:
     @property
     def shown_state(self) -> str:
         """*Lost contact* when an active run's worker is gone, or silent for a minute. Never shown as Running then."""
-        if not self.active or (self.state == "Queued" and self.pid is None):
+        if not self.active:
             return self.state
         silent = time.time() - (self.heartbeat or self.created)
-        return "Lost contact" if silent > LOST_AFTER_S or not _alive(self.pid) else self.state
+        starting = self.state == "Queued" and self.pid is None
+        return "Lost contact" if silent > LOST_AFTER_S or not (starting or _alive(self.pid)) else self.state
 
 
 @dataclass(frozen=True)

@@ -46,14 +46,15 @@ class Store:
 
     def create_run(self, run: str, name: str, folder: Path, operator: str = "") -> Run:
         """A new run in state Queued. Raises StoreError CAFE-654 when one of this name is active already."""
+        now = time.time()
         try:
             with self._transaction():
                 # A folder that was emptied and named again: the ended run that lived there is gone with its files.
                 marks = ",".join("?" * len(ACTIVE))
                 self._db.execute(f"DELETE FROM runs WHERE folder=? AND state NOT IN ({marks})", (str(folder), *ACTIVE))
                 self._db.execute(
-                    f"INSERT INTO runs ({_RUN}) VALUES (?,?,?,?,?,NULL,NULL,0,NULL,NULL,NULL,NULL,?)",
-                    (run, name, "Queued", str(folder), time.time(), operator),
+                    f"INSERT INTO runs ({_RUN}) VALUES (?,?,?,?,?,NULL,NULL,0,?,NULL,NULL,NULL,?)",
+                    (run, name, "Queued", str(folder), now, now, operator),
                 )
         except sqlite3.IntegrityError:
             other = self.active_run(name) or next((r for r in self.runs() if r.folder == str(folder)), None)
@@ -85,7 +86,8 @@ class Store:
         try:
             with self._transaction():
                 self._db.execute(
-                    "UPDATE runs SET state='Queued', command=NULL, error=NULL, finished=NULL, pid=NULL, heartbeat=NULL WHERE id=?", (run,)
+                    "UPDATE runs SET state='Queued', command=NULL, error=NULL, finished=NULL, pid=NULL, heartbeat=? WHERE id=?",
+                    (time.time(), run),
                 )
         except sqlite3.IntegrityError:
             raise StoreError(

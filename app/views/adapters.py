@@ -5,6 +5,7 @@ Draws what ``pipeline.catalogue`` and ``pipeline.cards`` say. Which adapter: ``?
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import streamlit as st
@@ -45,6 +46,7 @@ def main() -> None:
 def _list(listed: Sequence[Made], shown: Made | None) -> None:
     rows = [
         {
+            **({"Shown": "▸" if shown and one.run.id == shown.run.id else ""} if len(listed) > 1 else {}),
             "Federation": one.settings.name,
             "Round": f"{newest.round} of {one.settings.stage2.rounds}",
             "Score": newest.score.shown,
@@ -71,12 +73,14 @@ def _list(listed: Sequence[Made], shown: Made | None) -> None:
 
 
 def _detail(made: Made) -> None:
-    which = _round(made)
-    card = bundles.card_of(made, which)
-    problems = bundles.refusals(made, which, card)
-    with st.container(horizontal=True, vertical_alignment="center"):
+    title, choice = st.columns([3, 1], vertical_alignment="bottom")
+    with choice:
+        which = _round(made)
+    with title, st.container(horizontal=True, vertical_alignment="center"):
         st.subheader(f"{widgets.plain(made.settings.name)}, {which.title}", width="content")
         widgets.state_badge(made.run.shown_state)
+    card = bundles.card_of(made, which)
+    problems = bundles.refusals(made, which, card)
     if not made.final:
         st.info(_so_far(made), icon=":material/pending:")
     _figures(made, which)
@@ -94,7 +98,7 @@ def _detail(made: Made) -> None:
     with privacy:
         st.markdown(cards.privacy(catalogue.promised(made), made.settings))
     with text, st.container(border=True):
-        st.markdown(card.split("\n---\n", 1)[1])
+        st.markdown(re.sub(r"^(#+) ", r"###\1 ", card.split("\n---\n", 1)[1], flags=re.MULTILINE))
     with files:
         _files(made, which, card)
 
@@ -131,14 +135,14 @@ def _so_far(made: Made) -> str:
 
 
 def _figures(made: Made, which: Adapter) -> None:
-    base = made.zero_shot
+    others = [("Base model", made.zero_shot)] + [("Synthetic only", one.score) for one in made.adapters if one.round == 0 != which.round]
     with st.container(horizontal=True):
-        kind = "Right answers" if which.score.kind == "accuracy" else "Loss"
-        st.metric(f"{kind}, n = {which.score.n}", which.score.shown, border=True)
-        if base:
-            st.metric(f"Base model alone, n = {base.n}", base.shown, border=True)
-        st.metric("Size", widgets.size(which.size), border=True)
-        st.metric("Made", widgets.when(which.made), border=True)
+        for name, score in [("This adapter", which.score), *others]:
+            if score:
+                st.metric(name, score.shown, border=True, width=158)
+        st.metric("Size", widgets.size(which.size), border=True, width=158)
+    measured = "Share of right answers" if which.score.kind == "accuracy" else "Mean loss (lower is better)"
+    st.caption(f"{measured} on {which.score.n} public test records. Made {widgets.when(which.made)}.")
 
 
 def _actions(made: Made, which: Adapter, refused: bool) -> None:
@@ -173,14 +177,11 @@ def _scores(made: Made, which: Adapter) -> None:
 
 
 def _lineage(made: Made, which: Adapter) -> None:
-    with st.container(horizontal=True, vertical_alignment="center"):
-        for number, (what, detail, sha256) in enumerate(cards.lineage(made, which)):
-            if number:
-                st.markdown("→", width="content")
-            with st.container(border=True, width=190):
-                st.markdown(f"**{what}**  \n{detail}")
-                if sha256:
-                    st.caption(f"sha256 {sha256[:12]}…", help=f"`{sha256}`")
+    """From the base model down to this adapter; a hash is shown in full when it is pointed at."""
+    for number, (what, detail, sha256) in enumerate(cards.lineage(made, which)):
+        if number:
+            st.markdown(":gray[↓]")
+        st.markdown(f"**{what}** · {detail}" + (f" · `{sha256[:12]}…`" if sha256 else ""), help=f"sha256 `{sha256}`" if sha256 else None)
 
 
 def _files(made: Made, which: Adapter, card: str) -> None:
