@@ -7,11 +7,12 @@ of an address ever becomes a path. To extend: write a function (store, run, quer
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import streamlit as st
 from cafe_kit.errors import CafeError
@@ -33,6 +34,7 @@ _HEADERS = {
 }
 _PAGE_POLICY = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"}
 _STATUS = {"CAFE-655": 404, "CAFE-660": 404, "CAFE-687": 409, "CAFE-652": 507}
+_HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:\d{1,5})?")
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -158,7 +160,6 @@ def _welcome(request: Request) -> bool:
 
 
 def _host_name(header: str) -> str:
-    try:
-        return (urlsplit(f"//{header}").hostname or "").rstrip(".")
-    except ValueError:
-        return ""
+    """The name in a Host header, without its port; empty when it is not one."""
+    found = _HOST.fullmatch(header.strip().lower())
+    return found["name"].strip("[]").rstrip(".") if found else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,7 @@ class Made:
     zero_shot: Score | None
     synthetic: tuple[Synthetic, ...]  # one per attempt
     adapters: tuple[Adapter, ...]  # by round
+    taken: dict[str, Any]  # of whom the synthetic set was taken over (``source``, ``charged_to``, ``delta``); empty if it was made here
 
     @property
     def weak(self) -> int:
@@ -145,6 +147,7 @@ def made(store: Store, run_id: str) -> Made | None:
         zero_shot=_score(zero.facts) if zero else None,
         synthetic=_synthetic(run, store.steps(run_id, "stage1/")),
         adapters=_adapters(run, {step.name: step for step in store.steps(run_id, "stage2/")}),
+        taken=taken_over(store.step(run_id, "stage1/1/synthetic")),
     )
 
 
@@ -162,10 +165,19 @@ def with_adapters(store: Store) -> list[Made]:
     return [one for one in found if one is not None and one.newest]
 
 
-def promise(settings: RunSettings, ledger: Ledger, run_id: str) -> dict[str, Any]:
-    """Per stage what was spent, with unit, trust, adjacency and δ, or "off"; per site; and the maximum over sites."""
+def taken_over(synthetic: Step | None) -> dict[str, Any]:
+    """Whose synthetic set a run uses again, and under which terms that was made; empty where the run made its own."""
+    return {key: synthetic.facts[key] for key in ("source", "charged_to", "delta")} if synthetic and "source" in synthetic.facts else {}
+
+
+def promise(settings: RunSettings, ledger: Ledger, run_id: str, taken: Mapping[str, Any]) -> dict[str, Any]:
+    """Per stage what was spent, with unit, trust, adjacency and δ, or "off"; per site; and the maximum over sites.
+
+    taken: as ``taken_over`` says; what the other run was charged for the set belongs to this promise.
+    """
     asked = {1: settings.privacy.stage1, 2: settings.privacy.stage2}
-    found = accounting.run_statement(ledger, run_id, {stage: part.delta for stage, part in asked.items() if part})
+    deltas = {stage: part.delta for stage, part in asked.items() if part} | ({1: taken["delta"]} if taken.get("delta") else {})
+    found = accounting.run_statement(ledger, run_id, deltas, taken.get("charged_to"))
     stages = {f"stage{stage}": found["stages"].get(str(stage), {}) for stage in asked}
     shown = {stage: part if "epsilon" in part else "off" for stage, part in stages.items()}
     return {**shown, **{key: found[key] for key in ("maximum", "sites", "sites_without_guarantee")}}
@@ -173,7 +185,7 @@ def promise(settings: RunSettings, ledger: Ledger, run_id: str) -> dict[str, Any
 
 def promised(made: Made) -> dict[str, Any]:
     """The promise of a run from this home's ledger, with the charges as they are now."""
-    return promise(made.settings, Ledger(home() / "ledger.db"), made.run.id)
+    return promise(made.settings, Ledger(home() / "ledger.db"), made.run.id, made.taken)
 
 
 def file_sha256(path: Path) -> str:
@@ -189,16 +201,17 @@ def text_sha256(text: str) -> str:
 
 def _adapters(run: Run, steps: dict[str, Step]) -> tuple[Adapter, ...]:
     """Those that are scored: from then on their folder does not change any more."""
-    found = []
+    found: dict[int, Adapter] = {}  # a later attempt, or a warm start without the rows that were left out, takes the place
     for name, score in steps.items():
-        _, attempt, number, what = name.split("/") if name.count("/") == 3 else ("", "", "", "")
-        kept = steps.get(f"stage2/{attempt}/{'warm' if number == '0' else number}/adapter")
+        _, attempt, place, what = name.split("/") if name.count("/") == 3 else ("", "", "", "")
+        kept = steps.get(f"stage2/{attempt}/{place.replace('0', 'warm', 1) if place.startswith('0') else place}/adapter")
         if what != "score" or kept is None or kept.sha256 is None:
             continue
+        number = int(score.facts["round"])
         folder = Path(run.folder) / "adapters" / f"attempt-{attempt}" / f"round-{number}"
         if (weights := folder / WEIGHTS).is_file():
-            found.append(Adapter(int(number), kept.sha256, weights.stat().st_size, folder, kept.time, _score(score.facts)))
-    return tuple(sorted(found, key=lambda one: one.round))
+            found[number] = Adapter(number, kept.sha256, weights.stat().st_size, folder, kept.time, _score(score.facts))
+    return tuple(found[number] for number in sorted(found))
 
 
 def _synthetic(run: Run, steps: list[Step]) -> tuple[Synthetic, ...]:

@@ -192,7 +192,7 @@ def _files(made: Made, which: Adapter, card: str) -> None:
         {"File": "README.md", "Size": widgets.size(len(card.encode())), "sha256": catalogue.text_sha256(card)},
     ]
     st.dataframe(rows, hide_index=True, width="stretch")
-    st.caption("The same lies on this machine, in:")
+    st.caption("The weights lie on this machine in:")
     st.code(str(which.folder), language=None, wrap_lines=True)
 
 
