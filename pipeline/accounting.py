@@ -197,13 +197,14 @@ def _stage_mu(num_sites: int, terms: PrivacyTerms, releases: int) -> float:
 # --- the statement ---------------------------------------------------------------------------------------------------
 
 
-def run_statement(ledger: Ledger, run: str, deltas: Mapping[int, float]) -> dict[str, Any]:
+def run_statement(ledger: Ledger, run: str, deltas: Mapping[int, float], source: str | None = None) -> dict[str, Any]:
     """What the run promises, from the ledger alone: per stage, per site, and the maximum over sites. JSON-able.
 
     Args:
         deltas: stage -> delta, for every stage that has a guarantee.
+        source: the run whose synthetic set this one uses again: what it was charged in stage 1 belongs to this promise.
     """
-    charges = ledger.charges(run=run)
+    charges = (ledger.charges(run=source, stage=1) if source else []) + ledger.charges(run=run)
     by_stage = {stage: [c for c in charges if c.stage == stage] for stage in sorted({c.stage for c in charges})}
     stages = {str(stage): _stage_statement(own, deltas) for stage, own in by_stage.items()}
     per_site: dict[str, dict[str, Any]] = {}

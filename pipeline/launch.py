@@ -16,10 +16,11 @@ from pathlib import Path
 
 from cafe_kit.errors import CafeError
 
-from pipeline import adapters, bundles, models
+from pipeline import adapters, bundles, models, synthesis
 from pipeline.fetch import Progress
 from pipeline.home import home
-from pipeline.plan import Plan, plan
+from pipeline.plan import Plan, plan, refusals
+from pipeline.plan import foresee as foresee_plan
 from pipeline.settings import RunSettings, to_yaml
 from server_store.desk import Desk
 from server_store.rows import Run
@@ -42,17 +43,39 @@ def check(settings: RunSettings, progress: Progress | None = None) -> Plan:
     Raises:
         CafeError: with the code of what is wrong; nothing was started.
     """
-    settings.public_task()
-    settings.test_records()
-    settings.examples()
+    _check_public(settings)
     base = models.base_model(settings.base_model, progress)
     if settings.names("cpu"):
         models.embedder(settings.embedder, progress)
     return plan(settings, adapters.schema(base.path, settings.stage2.target_modules, settings.stage2.lora_rank))
 
 
-def start(settings: RunSettings, out: Path | None = None) -> Run:
-    """Create a run and start its worker. Two starts of one name at once give one run: the second is refused.
+def foresee(settings: RunSettings) -> tuple[Plan, list[CafeError]] | None:
+    """What a run of these settings would cost and hope for, and what would be refused; None until its base model is on this disk.
+
+    Fetches, starts and loads nothing: a form asks it at every change.
+    """
+    base = models.at_hand(settings.base_model)
+    if base is None:
+        return None
+    made = foresee_plan(settings, adapters.schema(base, settings.stage2.target_modules, settings.stage2.lora_rank))
+    return made, [] if settings.privacy.accept_noise else refusals(made, settings)
+
+
+def check_at_hand(settings: RunSettings) -> None:
+    """What can be refused at once, in a process that never loads torch; the worker checks the rest before anything is spent.
+
+    Raises:
+        CafeError: with the code of what is wrong; nothing was started.
+    """
+    _check_public(settings)
+    foreseen = foresee(settings)
+    for refusal in foreseen[1] if foreseen else []:
+        raise refusal
+
+
+def start(settings: RunSettings, out: Path | None = None, operator: str = "") -> Run:
+    """Create a run and start its worker, in the name of ``operator``. Two starts of one name at once give one run: the second is refused.
 
     Raises:
         CafeError: CAFE-606 when ``out`` is in use. StoreError: CAFE-654 when a run of this name is active.
@@ -70,7 +93,7 @@ def start(settings: RunSettings, out: Path | None = None) -> Run:
         ) from None
     try:
         (folder / "config.yaml").write_text(to_yaml(settings), encoding="utf-8")
-        run = store().create_run(run_id, settings.name, folder)
+        run = store().create_run(run_id, settings.name, folder, operator)
     except BaseException:
         shutil.rmtree(folder)
         raise
@@ -122,15 +145,16 @@ def stop(run_id: str, now: bool) -> str:
 
 
 def decide(run_id: str, approved: bool, reason: str) -> None:
-    """The operator's word on the synthetic set that a run waits for, kept once per attempt."""
-    found = store()
+    """The operator's word on the synthetic set that a run waits for, kept once per attempt, with the rows that he left out."""
+    found = desk()
     run = found.run(run_id)
     attempt = 1
     while found.step(run_id, f"stage1/{attempt}/approval"):
         attempt += 1
     if not found.step(run_id, f"stage1/{attempt}/synthetic"):
         raise CafeError("CAFE-659", f"Run {run_id} has no synthetic set that waits for approval.", "`cafe status` shows what it does.")
-    found.save_step(run_id, run.epoch, f"stage1/{attempt}/approval", None, {"approved": approved, "reason": reason})
+    out = sorted(found.excluded(run_id, attempt)) if approved else []
+    found.save_step(run_id, run.epoch, f"stage1/{attempt}/approval", None, {"approved": approved, "reason": reason, "excluded": out})
 
 
 def export(run_id: str, to: Path) -> Path:
@@ -148,6 +172,14 @@ def clean(run_id: str) -> None:
         os.killpg(run.pid, signal.SIGKILL)
     shutil.rmtree(run.folder, ignore_errors=True)
     found.delete(run_id)
+
+
+def _check_public(settings: RunSettings) -> None:
+    settings.public_task()
+    settings.test_records()
+    settings.examples()
+    if settings.synthetic:
+        synthesis.approved_set(store(), settings.synthetic)
 
 
 def _alive_worker(run: Run) -> bool:

@@ -79,6 +79,14 @@ def base_model(name: str, progress: Progress | None = None) -> ModelFolder:
     return _folder(folder.absolute(), name)
 
 
+def at_hand(name: str) -> Path | None:
+    """Where the base model called ``name`` lies on this disk, unchecked; None when it would have to be fetched."""
+    folder = Path(name).expanduser()
+    if name == DEFAULT_BASE or not folder.is_dir():
+        folder = home("models") / name.replace("/", "--")
+    return folder if (folder / "config.json").is_file() else None
+
+
 def embedder(name: str = DEFAULT_EMBEDDER, progress: Progress | None = None) -> ModelFolder:
     """The sentence embedder called ``name``: the shipped one, or a local folder of the same three files.
 

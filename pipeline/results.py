@@ -38,7 +38,7 @@ def write(ctx: RunContext, attempt: int, synthetic: Sequence[Record], adapter: S
         "run": ctx.run,
         "name": ctx.settings.name,
         "zero_shot": _score(_facts(ctx, "zero_shot")),
-        "synthetic_only": next((_score(facts) for facts in scores if facts["phase"] == "synthetic_only"), None),
+        "synthetic_only": next((_score(facts) for facts in reversed(scores) if facts["phase"] == "synthetic_only"), None),
         "federated": {key: value for key, value in rounds[-1].items() if key != "round"},
         "rounds": rounds,
         "privacy": statement,
@@ -54,7 +54,7 @@ def write(ctx: RunContext, attempt: int, synthetic: Sequence[Record], adapter: S
 
 def privacy_statement(ctx: RunContext, ledger: Ledger) -> dict[str, Any]:
     """Per stage what was spent, with unit, trust, adjacency and δ, or "off"; per site; and the maximum over sites."""
-    return catalogue.promise(ctx.settings, ledger, ctx.run)
+    return catalogue.promise(ctx.settings, ledger, ctx.run, catalogue.taken_over(ctx.step("stage1/1/synthetic")))
 
 
 def seconds(ctx: RunContext) -> dict[str, float]:

@@ -169,6 +169,9 @@ class RunSettings(_Section):
     embedder: str = Field("all-minilm-l6-v2", description="sentence embedder of the weak sites: a known name or a folder")
     sites: Annotated[tuple[SiteSettings, ...], Field(min_length=1)]
     test: Path = Field(description="public test set, in the task's columns")
+    synthetic: str | None = Field(
+        None, description="id of an earlier run: its approved synthetic set is used again, and stage 1 is not run (nor charged) again"
+    )
     privacy: PrivacySettings = Field(description="{stage1, stage2, trust, accept_noise}; or {epsilon, delta} for each stage; or off")
     stage1: Stage1Settings = Field(default_factory=Stage1Settings)
     stage2: Stage2Settings = Field(default_factory=Stage2Settings)
@@ -202,8 +205,8 @@ class RunSettings(_Section):
         twice = sorted({name for name in names if [n.lower() for n in names].count(name.lower()) > 1})
         if twice:
             raise ValueError(f"sites: two sites are called {twice[0]!r}")
-        if any(name.lower().startswith("proxy.") for name in names):
-            raise ValueError("sites: names that begin with 'proxy.' are the server's")
+        if any(name.lower().startswith(("proxy.", "proxies.")) for name in names):
+            raise ValueError("sites: names that begin with 'proxy.' or 'proxies.' are the server's")
         for stage, kind, quorum in (("stage1", "cpu", self.stage1.quorum), ("stage2", "gpu", self.stage2.quorum)):
             number = len(self.names(kind))
             if quorum and quorum > max(number, 1):

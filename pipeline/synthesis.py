@@ -14,8 +14,10 @@ here is public or was released. Random choices of the plan are functions of (see
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from cafe_kit.errors import CafeError
@@ -28,6 +30,9 @@ from pipeline import prompts
 from pipeline.context import Progress, RunContext
 from pipeline.privacy import Release
 from pipeline.rounds import Round, empty_inbox, gather, total
+from pipeline.settings import load
+from server_store.blobs import Blobs
+from server_store.store import Store
 
 _PASSES = 6  # how often missing texts of a class are asked for again
 _SURPLUS = 1.4  # asked for, per text wanted: some are dropped
@@ -53,6 +58,51 @@ def run(ctx: RunContext, attempt: int) -> list[Record]:
     ctx.keep(f"{name}/synthetic", candidates_to_bytes(synthetic), rows=len(synthetic), survivors=len(survivors))
     ctx.say(f"stage 1: {len(synthetic)} synthetic texts")
     return synthetic
+
+
+def kept(synthetic: Sequence[Record], approval: Mapping[str, Any]) -> list[Record]:
+    """The set without the rows that the operator left out when he approved it."""
+    out = set(approval.get("excluded", ()))
+    return [record for number, record in enumerate(synthetic) if number not in out]
+
+
+def reused(ctx: RunContext) -> list[Record]:
+    """The approved set of the run that ``settings.synthetic`` names, taken over once and for good.
+
+    Raises:
+        CafeError: CAFE-610 when that run has no approved set, CAFE-611 when its texts are for another task.
+    """
+    name = "stage1/1/synthetic"
+    made = ctx.step(name)
+    if made is None:
+        source = str(ctx.settings.synthetic)
+        records, facts = approved_set(ctx.store, source)
+        if any(ctx.plan.task.class_of(record) not in ctx.plan.task.classes for record in records):
+            raise CafeError("CAFE-611", f"The synthetic set of {source} has labels that this task has not.", "Take a set of the same task.")
+        made = ctx.keep(name, candidates_to_bytes(records), rows=len(records), source=source, **facts)
+        ctx.say(f"stage 1: {len(records)} synthetic texts of run {source} are used again; nothing is charged for them")
+    return candidates_from_bytes(ctx.data(made))
+
+
+def approved_set(store: Store, source: str) -> tuple[list[Record], dict[str, Any]]:
+    """The approved set of a run without the rows that were left out, and under which terms it was made.
+
+    Raises:
+        CafeError: CAFE-610 when there is none. StoreError: CAFE-655 for an unknown run.
+    """
+    run, steps = store.run(source), {step.name: step for step in store.steps(source, "stage1/")}
+    words = [step for name, step in steps.items() if name.endswith("/approval") and step.facts["approved"]]
+    made = steps.get(words[0].name.replace("/approval", "/synthetic")) if words else None
+    if made is None or made.sha256 is None:
+        raise CafeError(
+            "CAFE-610", f"Run {source} has no approved synthetic set.", "Approve its set on the page Datasets, or take another run."
+        )
+    records = candidates_from_bytes(Blobs(Path(run.folder) / "blobs").get(made.sha256))
+    before = load(Path(run.folder) / "config.yaml")
+    # A set that was itself taken over rests on what its own source was charged.
+    delta = before.privacy.stage1.delta if before.privacy.stage1 else None
+    facts = {"charged_to": made.facts.get("charged_to", source), "delta": made.facts.get("delta", delta)}
+    return kept(records, words[0].facts), facts
 
 
 def select(ctx: RunContext, attempt: int, t: int, pool: Sequence[Record], votes: np.ndarray) -> list[Record]:

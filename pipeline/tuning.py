@@ -1,6 +1,6 @@
 """Stage 2: federated LoRA with proxies.
 
-    θ ← first adapter; with a warm start: trained on the synthetic set alone        (scored: synthetic_only)
+    θ ← first adapter; with a warm start: trained on the synthetic set alone        (``audition``; scored: synthetic_only)
     for r = 1 … rounds:
         strong sites train θ on their own records         ∥ proxies train θ, one per weak site, on its synthetic shard
         m_S ← release(Σ clip(Δ_s)) / |S|                    (the door; without privacy FedAvg's weighted mean)
@@ -27,6 +27,7 @@ from pipeline import adapters
 from pipeline.aggregation import Arrivals, State, fedavg
 from pipeline.context import RunContext
 from pipeline.evaluation import evaluate
+from pipeline.machine import Machine
 from pipeline.privacy import Release
 from pipeline.rounds import Round, empty_inbox, gather, total
 from pipeline.sites import Host
@@ -34,17 +35,23 @@ from server_store.blobs import write_whole
 from server_store.rows import Step
 
 PROXY = "proxy."  # prefix of the names of proxies; no site may be called so
-_EVERYTHING = f"{PROXY}all"  # the seat that holds the whole synthetic set, for the warm start
+_WHOLE, _KEPT = "proxies.all", "proxies.kept"  # seats for the warm start: the whole synthetic set, and what an operator kept of it
 _OFF = PrivacyTerms("none")
 
 
-def run(ctx: RunContext, attempt: int, synthetic: Sequence[Record], proxy_hosts: int, dtype: str, threads: int) -> Step:
-    """All rounds of this attempt, from where they stand; the last adapter. ``threads``: of the warm start, which runs alone."""
-    shards = _seat_proxies(ctx, attempt, synthetic, proxy_hosts)
+def audition(ctx: RunContext, attempt: int, synthetic: Sequence[Record], machine: Machine) -> None:
+    """Train on the whole synthetic set alone and score that: whoever decides on the set sees what it is worth. Costs no privacy."""
+    _seat_proxies(ctx, attempt, synthetic, machine.slots, _WHOLE)
+    _warm(ctx, attempt, _WHOLE, machine)
+
+
+def run(ctx: RunContext, attempt: int, synthetic: Sequence[Record], machine: Machine, whole: bool = True) -> Step:
+    """All rounds of this attempt, from where they stand; the last adapter. ``whole``: no row was left out of the synthetic set."""
+    everything, dtype = _WHOLE if whole else _KEPT, machine.dtype
+    shards = _seat_proxies(ctx, attempt, synthetic, machine.slots, everything)
     adapter = _fresh(ctx, attempt)
     if shards:
-        warm = _warm(ctx, attempt, adapter, dtype, threads)
-        score(ctx, attempt, "synthetic_only", 0, warm)
+        warm = _warm(ctx, attempt, everything, machine)
         adapter = warm if ctx.settings.stage2.warm_start else adapter
     for r in range(1, ctx.settings.stage2.rounds + 1):
         begun = time.monotonic()
@@ -56,9 +63,12 @@ def run(ctx: RunContext, attempt: int, synthetic: Sequence[Record], proxy_hosts:
     return adapter
 
 
-def score(ctx: RunContext, attempt: int, phase: str, round: int, adapter: Step | None) -> None:
-    """Score the adapter (None: the base model) on the public test set, once; keep its PEFT folder."""
-    name = "zero_shot" if adapter is None else f"stage2/{attempt}/{round}/score"
+def score(ctx: RunContext, attempt: int, phase: str, round: int, adapter: Step | None, kept: str = "") -> None:
+    """Score the adapter (None: the base model) on the public test set, once; keep its PEFT folder.
+
+    ``kept``: told apart from an earlier score of the round, where the operator has left out rows since.
+    """
+    name = "zero_shot" if adapter is None else f"stage2/{attempt}/{round}{kept}/score"
     if ctx.step(name) is not None:
         return
     scorer, model = ctx.models.scorer(), ctx.models.base
@@ -103,16 +113,18 @@ def _fresh(ctx: RunContext, attempt: int) -> Step:
     return ctx.keep(f"stage2/{attempt}/fresh", adapters.to_bytes(first))
 
 
-def _warm(ctx: RunContext, attempt: int, fresh: Step, dtype: str, threads: int) -> Step:
-    """The adapter trained on the synthetic set alone: what is scored as ``synthetic_only``."""
-    name = f"stage2/{attempt}/warm"
+def _warm(ctx: RunContext, attempt: int, seat: str, machine: Machine) -> Step:
+    """The adapter trained by ``seat`` on its synthetic texts alone, by all threads as nothing runs beside it; scored."""
+    kept_rows = "" if seat == _WHOLE else " kept"
+    name, fresh = f"stage2/{attempt}/warm{kept_rows}", _fresh(ctx, attempt)
     kept = ctx.step(f"{name}/adapter")
     if kept is None:
-        params = _params(ctx, dtype, steps=ctx.settings.stage2.warm_start_steps, threads=threads)
+        params = _params(ctx, machine.dtype, steps=ctx.settings.stage2.warm_start_steps, threads=machine.all_threads)
         with ctx.timed("warm start"):
-            (trained,) = gather(ctx, _round(ctx, name, attempt, 0, (_EVERYTHING,), _OFF, params, fresh, quorum=1))
+            (trained,) = gather(ctx, _round(ctx, name, attempt, 0, (seat,), _OFF, params, fresh, quorum=1))
         (delta,) = total(trained, list(ctx.plan.trained)).values()
         kept = _advance(ctx, f"{name}/adapter", 0, fresh, Arrivals(None, [delta], 1.0))
+    score(ctx, attempt, "synthetic_only", 0, kept, kept_rows)
     return kept
 
 
@@ -219,14 +231,17 @@ def _round(
     )
 
 
-def _seat_proxies(ctx: RunContext, attempt: int, synthetic: Sequence[Record], hosts: int) -> list[str]:
-    """One proxy per weak site on its own shard of the synthetic set, in ``hosts`` resident processes; returns their names."""
+def _seat_proxies(ctx: RunContext, attempt: int, synthetic: Sequence[Record], hosts: int, everything: str) -> list[str]:
+    """One proxy per weak site on its own shard of the synthetic set, in ``hosts`` resident processes; returns their names.
+
+    A seat called ``everything`` holds the whole set.
+    """
     weak = ctx.settings.names("cpu")
     if not synthetic or not weak:
         return []
     names = [f"{PROXY}{site}" for site in weak]
     folder = ctx.folder / "proxies"
-    shards = dict(zip(names, _deal(synthetic, len(names), ctx), strict=True)) | {_EVERYTHING: list(synthetic)}
+    shards = dict(zip(names, _deal(synthetic, len(names), ctx), strict=True)) | {everything: list(synthetic)}
     seats = []
     for name, records in shards.items():
         data = folder / f"{attempt}.{name}.jsonl"

@@ -38,6 +38,7 @@ from pipeline.sites import Envelope, Host, LocalSites
 from server_store.blobs import Blobs
 from server_store.errors import StoreError
 from server_store.ledger import Ledger
+from server_store.rows import Step
 from server_store.store import Store
 
 _BEAT_S = 2.0
@@ -178,31 +179,46 @@ def _carry(stack: ExitStack, store: Store, run_id: str, epoch: int, folder: Path
         _seat_sites(ctx)
         _greet(ctx)
     tuning.score(ctx, 0, "zero_shot", 0, None)
-    attempt, synthetic = _synthetic(ctx, ledger)
-    adapter = tuning.run(ctx, attempt, synthetic, machine.slots, machine.dtype, machine.all_threads)
+    attempt, synthetic, whole = _synthetic(ctx, ledger, machine)
+    adapter = tuning.run(ctx, attempt, synthetic, machine, whole)
     failpoint("worker.before_results")
     with ctx.timed("save"):
         results.write(ctx, attempt, synthetic, adapter, ledger)
     ctx.say("done: the adapter is ready")
 
 
-def _synthetic(ctx: RunContext, ledger: Ledger) -> tuple[int, list[Record]]:
-    """The approved synthetic set and its attempt; none without weak sites. A rejected set is made again, charged anew."""
+def _synthetic(ctx: RunContext, ledger: Ledger, machine: Machine) -> tuple[int, list[Record], bool]:
+    """The approved synthetic set, its attempt, and whether it is whole; none without weak sites.
+
+    A rejected set is made again, charged anew. Before anybody decides, training on the set alone is scored.
+    """
     attempt = 1
     while ctx.settings.names("cpu"):
-        synthetic = synthesis.run(ctx, attempt)
-        results.save_synthetic(ctx, attempt, synthetic, results.privacy_statement(ctx, ledger))
         word = ctx.step(f"stage1/{attempt}/approval")
-        if ctx.settings.stage1.approve == "automatic" and word is None:
-            ctx.keep(f"stage1/{attempt}/approval", None, approved=True, reason="automatic")
-            ctx.say("the synthetic set is approved automatically (stage1.approve)")
-        if ctx.settings.stage1.approve == "automatic" or (word and word.facts["approved"]):
-            return attempt, synthetic
+        if word and not word.facts["approved"]:
+            attempt += 1
+            continue
+        synthetic = synthesis.reused(ctx) if ctx.settings.synthetic else synthesis.run(ctx, attempt)
+        results.save_synthetic(ctx, attempt, synthetic, results.privacy_statement(ctx, ledger))
         if word is None:
-            ctx.say("the synthetic set waits for the operator: `cafe approve RUN` or `cafe reject RUN --reason ...`")
-            raise Stopped
-        attempt += 1
-    return attempt, []
+            tuning.audition(ctx, attempt, synthetic, machine)
+            word = _decision(ctx, attempt)
+        kept = synthesis.kept(synthetic, word.facts)
+        return attempt, kept, len(kept) == len(synthetic)
+    return attempt, [], True
+
+
+def _decision(ctx: RunContext, attempt: int) -> Step:
+    """The word on a new synthetic set: automatic, or the operator's, for which the run stops."""
+    if ctx.settings.synthetic is None and ctx.settings.stage1.approve == "operator":
+        ctx.say(
+            "the synthetic set waits for the operator: approve or reject it on the page Datasets, or by `cafe approve` and `cafe reject`"
+        )
+        raise Stopped
+    ctx.say(
+        "the synthetic set is approved automatically (stage1.approve)" if ctx.settings.synthetic is None else "the set was approved before"
+    )
+    return ctx.keep(f"stage1/{attempt}/approval", None, approved=True, reason="automatic")
 
 
 def _context(
