@@ -172,7 +172,7 @@ def serve(
     """Open the console, for a browser on this machine; docs/operator.md has recipes for others."""
     from pipeline.serving import serve as opened
 
-    raise typer.Exit(opened(port, base_url_path or "", [name.strip() for name in (hosts or "").split(",") if name.strip()]))
+    opened(port, base_url_path or "", [name.strip() for name in (hosts or "").split(",") if name.strip()])
 
 
 @app.command()

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from cafe_kit.errors import CafeError
 
@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "app" / "console.py"
 
 
-def serve(port: int, base_path: str = "", hosts: Sequence[str] = ()) -> int:
-    """Run the console until it is ended; returns its exit code.
+def serve(port: int, base_path: str = "", hosts: Sequence[str] = ()) -> NoReturn:
+    """Become the console's process: whoever ends this one ends the console, and nothing else.
 
     Args:
         base_path: path below which a reverse proxy offers it, such as ``cafe``.
@@ -33,11 +33,10 @@ def serve(port: int, base_path: str = "", hosts: Sequence[str] = ()) -> int:
         CafeError: CAFE-681 when the port is taken.
     """
     _ask_for(port)
-    environment = os.environ | {"STREAMLIT_SERVER_COOKIE_SECRET": cookie_secret(home())}
-    try:
-        return subprocess.run(command(port, base_path, hosts), cwd=ROOT, env=environment, check=False).returncode
-    except KeyboardInterrupt:
-        return 0  # Ctrl-C is how one ends it; Streamlit got it as well and said goodbye
+    words = command(port, base_path, hosts)
+    environment = os.environ | {"CAFE_HOME": str(home()), "STREAMLIT_SERVER_COOKIE_SECRET": cookie_secret(home())}
+    os.chdir(ROOT)  # where Streamlit looks for its configuration
+    os.execve(words[0], words, environment)
 
 
 def command(port: int, base_path: str = "", hosts: Sequence[str] = ()) -> list[str]:
