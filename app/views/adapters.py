@@ -27,26 +27,24 @@ def main() -> None:
     with frame.desk() as store:
         listed, wanted = catalogue.with_adapters(store), st.query_params.get("run")
         active = next((run for run in store.runs() if run.active), None)
-        try:
-            with widgets.guard("adapters"):
-                shown = catalogue.made(store, wanted) if wanted else next(iter(listed), None)
-                if listed:
-                    _list(listed, shown)
-                if shown and shown.newest:
-                    _detail(shown)
-                elif wanted:
-                    _none_yet(store.run(wanted))
-                elif not listed:
-                    _nothing(active)
-        finally:
-            if active:
-                st.fragment(_watch, run_every=frame.FAST_S)(active.id, _seen(catalogue.made(store, active.id), active))
+        if listed:
+            _list(listed, wanted or listed[0].run.id)
+        with widgets.guard("adapters"):
+            shown = catalogue.made(store, wanted) if wanted else next(iter(listed), None)
+            if shown and shown.newest:
+                _detail(shown)
+            elif wanted:
+                _none_yet(store.run(wanted))
+            elif not listed:
+                _nothing(active)
+        if active:
+            st.fragment(_watch, run_every=frame.FAST_S)(active.id, _seen(catalogue.made(store, active.id), active))
 
 
-def _list(listed: Sequence[Made], shown: Made | None) -> None:
+def _list(listed: Sequence[Made], shown: str) -> None:
     rows = [
         {
-            **({"Shown": "▸" if shown and one.run.id == shown.run.id else ""} if len(listed) > 1 else {}),
+            **({"Shown": "▸" if one.run.id == shown else ""} if len(listed) > 1 else {}),
             "Federation": one.settings.name,
             "Round": f"{newest.round} of {one.settings.stage2.rounds}",
             "Score": newest.score.shown,
@@ -65,11 +63,19 @@ def _list(listed: Sequence[Made], shown: Made | None) -> None:
     def choose() -> None:
         picked = st.session_state["adapters-list"]["selection"]["rows"]
         if picked:
-            st.query_params.from_dict({"run": ids[picked[0]]})
+            _open(ids[picked[0]])
 
     st.dataframe(rows, hide_index=True, width="stretch", key="adapters-list", on_select=choose, selection_mode="single-row")
     if len(listed) > 1:
         st.caption("Select a row to see that adapter. Scores are on each run's own public test set: compare within a federation only.")
+
+
+def _open(run: str, round: str | None = None) -> None:
+    """Write the choice into the address."""
+    st.query_params["run"] = run
+    st.query_params.pop("round", None)
+    if round is not None:
+        st.query_params["round"] = round
 
 
 def _detail(made: Made) -> None:
@@ -112,7 +118,7 @@ def _round(made: Made) -> Adapter:
         key = f"round {made.run.id} {now}"
 
         def choose() -> None:
-            st.query_params.from_dict({"run": made.run.id, "round": st.session_state[key]})
+            _open(made.run.id, st.session_state[key])
 
         st.selectbox(
             "Adapter after",
