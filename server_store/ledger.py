@@ -252,7 +252,7 @@ class Ledger:
             raise LedgerError(
                 "CAFE-667",
                 "The ledger is not the one that was seen before, or an older copy of it.",
-                "Restore the newest copy; a budget that was spent stays spent.",
+                "Restore the newest copy; what was spent stays spent.",
             )
 
     def export(self, run: str) -> list[Json]:

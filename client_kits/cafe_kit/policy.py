@@ -74,7 +74,7 @@ class Policy(BaseModel):
         if self.max_epsilon is not None and self._over(spent.mu_squared):
             raise CafeError(
                 "CAFE-313",
-                f"This answer would exceed the site's budget, ε {self.max_epsilon:g} at delta {self.delta:g}.",
+                f"This answer would exceed the site's privacy limit, ε {self.max_epsilon:g} at delta {self.delta:g}.",
                 "The site's admin may raise max_epsilon in policy.toml; what is spent stays spent.",
             )
         if spent.answers > self.max_rounds_per_run:
