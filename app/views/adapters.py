@@ -65,7 +65,15 @@ def _list(listed: Sequence[Made], shown: str) -> None:
         if picked:
             _open(ids[picked[0]])
 
-    st.dataframe(rows, hide_index=True, width="stretch", key="adapters-list", on_select=choose, selection_mode="single-row")
+    st.dataframe(
+        rows,
+        hide_index=True,
+        width="stretch",
+        key="adapters-list",
+        on_select=choose,
+        selection_mode="single-row",
+        alt="Adapters, the newest run first",
+    )
     if len(listed) > 1:
         st.caption("Select a row to see that adapter. Scores are on each run's own public test set: compare within a federation only.")
 
@@ -178,7 +186,7 @@ def _load(made: Made, which: Adapter) -> None:
 def _scores(made: Made, which: Adapter) -> None:
     scored = ([("base model", made.zero_shot)] if made.zero_shot else []) + [(one.title, one.score) for one in made.adapters]
     rows = [{"Model": name, which.score.kind.capitalize(): score.shown, "n": score.n} for name, score in scored]
-    st.dataframe(rows, hide_index=True, width="content")
+    st.dataframe(rows, hide_index=True, width="content", alt="Scores of the base model and after each round")
     st.caption("On the operator's public test set, after each round. With a small n, differences of a few per cent are chance.")
 
 
@@ -197,7 +205,7 @@ def _files(made: Made, which: Adapter, card: str) -> None:
         {"File": config.name, "Size": widgets.size(config.stat().st_size), "sha256": catalogue.file_sha256(config)},
         {"File": "README.md", "Size": widgets.size(len(card.encode())), "sha256": catalogue.text_sha256(card)},
     ]
-    st.dataframe(rows, hide_index=True, width="stretch")
+    st.dataframe(rows, hide_index=True, width="stretch", alt="Files of the adapter with sizes and hashes")
     st.caption("The weights lie on this machine in:")
     st.code(str(which.folder), language=None, wrap_lines=True)
 
