@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import psutil
 from cafe_kit.errors import CafeError
+from cafe_kit.inputs import hash_file
 from cafe_kit.task import Record, Task
 
 from pipeline import chat_service, launch
@@ -80,11 +81,8 @@ class Chat:
     """
 
     def __init__(self, run_id: str) -> None:
-        store = launch.store()
-        try:
+        with closing(launch.store()) as store:
             self.run = store.run(run_id)
-        finally:
-            store.close()
         self.run_id = run_id
 
     @cached_property
@@ -150,7 +148,7 @@ class Chat:
 
     def template(self, free: bool) -> str:
         """How a question reads to the models, for people."""
-        return "the model's own chat template" if free else self.task.prompt("…").replace("\n", " ⏎ ")
+        return "the base model's own chat template" if free else f"the task's prompt “{self.task.prompt('…')}”".replace("\n", " ⏎ ")
 
     def _column(self, name: str) -> Column:
         base = self._ready().base
@@ -159,7 +157,10 @@ class Chat:
         folder = chat_service.adapters_of(Path(self.run.folder)).get(name)
         if folder is None:
             raise CafeError("CAFE-503", f"This run has no adapter '{name}'.", "Choose one of those it has.")
-        model, sha256 = chat_service.put_on(self.service.url, self.service.endpoint_key, name, folder)
+        sha256 = hash_file(folder / chat_service.WEIGHTS)
+        model = chat_service.model_name(name, sha256)
+        if self.service.adapters.get(name) != sha256:  # not among those that the service loaded
+            model, sha256 = chat_service.put_on(self.service.url, self.service.endpoint_key, name, folder)
         which = "the final adapter" if folder.name == "final" else f"the adapter of round {folder.name.removeprefix(_ROUND)}"
         which = "the adapter trained on the synthetic set alone" if name == "synthetic-only" else which
         return Column(name, title(name), f"{base['name']} with {which}", model, base["sha256"], sha256)

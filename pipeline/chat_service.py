@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,7 @@ from server_store.blobs import write_whole
 from server_store.desk import Desk
 from server_store.errors import StoreError
 
-IDLE_MINUTES = "15"  # unless the preference chat_idle_minutes says otherwise
+_IDLE_MINUTES = 15.0
 WEIGHTS = "adapter_model.safetensors"
 _LOOK_S = 0.5
 
@@ -68,6 +68,14 @@ class Service:
 def configured() -> str:
     """Address of the operator's own OpenAI-compatible server; "": we start ours."""
     return os.environ.get("CAFE_OPENAI_BASE_URL", "").strip()
+
+
+def idle_minutes(desk: Desk) -> float:
+    """After how long without a question the service ends: the preference ``chat_idle_minutes``."""
+    try:
+        return float(desk.preference("chat_idle_minutes", str(_IDLE_MINUTES)))
+    except ValueError:
+        return _IDLE_MINUTES
 
 
 def file_of(run_id: str) -> Path:
@@ -117,16 +125,21 @@ def _number(path: Path) -> int:
     return int(tail) if tail.isdecimal() else -1
 
 
+def model_name(column: str, sha256: str) -> str:
+    """What a server calls an adapter: the name holds the hash, so that it never stands for other weights."""
+    return f"{column}-{sha256[:12]}"
+
+
 def put_on(url: str, key: str, column: str, folder: Path) -> tuple[str, str]:
     """Have the server serve this adapter; returns its name there and its SHA-256.
 
-    The name holds the hash and a server keeps a name with its weights, so that a name once served proves what answers.
+    A server keeps a name with its weights, so that a name once served proves what answers.
 
     Raises:
         CafeError: CAFE-518 when the file changed while it was loaded; 501-509 from the server.
     """
     sha256 = hash_file(folder / WEIGHTS)
-    model = f"{column}-{sha256[:12]}"
+    model = model_name(column, sha256)
     if model in Generator(url, key, "").models():
         return model, sha256
     scorer = Scorer(url, key)
@@ -148,11 +161,8 @@ class _Carrier:
         self._run_id = run_id
         own = psutil.Process()
         self._said = Service("starting", "Starting", time.time(), own.pid, own.create_time(), configured())
-        store = launch.store()
-        try:
+        with closing(launch.store()) as store:
             self._folder = Path(store.run(run_id).folder)
-        finally:
-            store.close()
 
     def carry(self) -> int:
         try:
@@ -189,13 +199,8 @@ class _Carrier:
 
     def _wait(self, server: ModelServer | None) -> None:
         """Until nobody has asked for a while, the run is gone, or another service has taken over."""
-        desk = Desk(home() / "store.db")
-        try:
-            idle_s = 60 * float(desk.preference("chat_idle_minutes", IDLE_MINUTES))
-        except ValueError:
-            idle_s = 60 * float(IDLE_MINUTES)
-        finally:
-            desk.close()
+        with closing(launch.desk()) as desk:
+            idle_s = 60 * idle_minutes(desk)
         while self._mine() and self._folder.is_dir() and time.time() - self._last_asked() < idle_s:
             if server and (error := server.died()):
                 raise error

@@ -264,7 +264,7 @@ def test_the_tasks_own_prompt_is_used(talk: chat.Chat) -> None:
         ["Message: my pills\nDepartment:"], max_tokens=8, temperature=0.0, stop=["\n"]
     )
     assert [answer["text"] for answer in finished(talk.ask("my pills", [column], seed=0, temperature=0.0, max_tokens=8))] == expected
-    assert talk.template(free=False) == "Message: … ⏎ Department:"
+    assert talk.template(free=False) == "the task's prompt “Message: … ⏎ Department:”"
 
 
 def test_a_hostile_prompt_is_text_and_a_long_one_is_refused_in_words(talk: chat.Chat) -> None:

@@ -12,8 +12,9 @@ import streamlit as st
 
 from app import frame, talk_view, widgets
 from pipeline import chat, conversation
-from pipeline.answers import Answers, Column, Stream
+from pipeline.answers import Answers, Column
 from pipeline.chat import Chat
+from pipeline.chat_service import idle_minutes
 from server_store.desk import Desk
 from server_store.rows import Run
 
@@ -32,29 +33,28 @@ ABOUT_S = 40  # what a start takes on a small machine
 
 def main() -> None:
     widgets.heading("Try it", WHAT)
-    with frame.desk() as desk:
-        run = _choose(desk)
-        if run is None:
-            return
-        talk = Chat(run.id)
-        _notice(desk, run)
-        ready = _service(desk, talk)
-        asked: dict[str, Any] | None = None
-        if ready:
-            with widgets.guard("columns"):
-                asked = _asking(talk)
-        talk_view.history(desk, run)
-        talk_view.tally(desk, run)
-        place = st.container()
+    with widgets.guard("try"), frame.desk() as desk:
+        if run := _choose(desk):
+            _talk(desk, Chat(run.id))
+
+
+def _talk(desk: Desk, talk: Chat) -> None:
+    _notice(desk, talk.run)
+    asked: dict[str, Any] | None = None
+    if _service(desk, talk):
+        with widgets.guard("columns"):
+            asked = _asking(talk)
+    with st.container():  # in its place on the page, so that the newest answers stand right below it
         prompt = st.chat_input("Ask all models", key="try-prompt", submit_mode="stop", max_chars=8000, disabled=asked is None)
-        if asked is None:
-            return
-        expected = ""
-        if example := st.session_state.pop("try-example", None):
-            prompt, expected = example
-        if prompt:
-            with place, widgets.guard("ask"):
-                _ask(desk, talk, str(prompt), expected, asked)
+    example, talk_view.tab().example = talk_view.tab().example, None
+    place = st.container()
+    if asked and asked["blind"]:
+        talk_view.tally(desk, talk.run)
+    talk_view.history(desk, talk.run)
+    if asked and (prompt or example):
+        text, expected = (str(prompt), "") if prompt else (example or ("", ""))
+        with place, widgets.guard("ask"):
+            _ask(desk, talk, text, expected, asked)
 
 
 def _choose(desk: Desk) -> Run | None:
@@ -71,9 +71,10 @@ def _choose(desk: Desk) -> Run | None:
         st.page_link("views/home.py", label="Go to Home", icon=":material/home:")
         return None
     ids = [run.id for run in runs]
-    chosen = st.selectbox("Run", ids, index=ids.index(wanted) if wanted else 0)
-    if wanted and chosen != wanted:
+    chosen = st.selectbox("Run", ids, index=ids.index(wanted) if wanted else 0, width=440)
+    if chosen != (wanted or ids[0]):
         st.query_params["run"] = chosen
+        st.rerun()
     return next(run for run in runs if run.id == chosen)
 
 
@@ -92,7 +93,7 @@ def _notice(desk: Desk, run: Run) -> None:
             st.markdown("All stored prompts, answers and votes about this run are deleted. This cannot be undone.")
             if st.button("Delete all of this run", key="try-forget"):
                 desk.forget_chats(run.id)
-                st.session_state.pop(talk_view.UNSTORED, None)
+                talk_view.tab().unstored.clear()
                 st.rerun()
 
 
@@ -110,10 +111,10 @@ def _service(desk: Desk, talk: Chat) -> bool:
     elif service.state == "stopped":
         with st.container(border=True):
             st.markdown(
-                f":gray-badge[:material/pause_circle: Model stopped] The model is not loaded. Starting it takes about {ABOUT_S} s; "
-                "it ends by itself when nobody has asked for 15 minutes."
+                f":gray-badge[:material/pause_circle: Model stopped] Starting it takes about {ABOUT_S} s and as much memory as the base "
+                f"model; it ends by itself when nobody has asked for {idle_minutes(desk):g} minutes."
             )
-            _start_button(talk, "Start the model")
+            _start_button(talk, "Start the chat")
     else:
         _ready(talk)
     if busy := next((run for run in desk.runs() if run.shown_state in ("Running", "Stopping")), None):
@@ -169,7 +170,7 @@ def _asking(talk: Chat) -> dict[str, Any]:
         blind = st.toggle("Blind", key="try-blind", help="Names are hidden and shuffled until you have voted.")
         if st.button("Example from the public test set", key="try-example-button", icon=":material/casino:"):
             example = talk.example()
-            st.session_state["try-example"] = (example.text, example.answer)
+            talk_view.tab().example = (example.text, example.answer)
     names = [name for name in talk.names() if name in ("base", "synthetic-only")] + [how.pop("federated")]
     columns = talk.columns([name for name in names if name])
     _heads(columns)
@@ -192,19 +193,18 @@ def _sampling(talk: Chat, free: bool) -> dict[str, Any]:
 def _heads(columns: list[Column]) -> None:
     """Which weights answer, in words and by hash."""
     for place, column in zip(st.columns(len(columns)), columns, strict=True):
-        with place, st.container(border=True, key=f"head {column.name}"):
+        with place, st.container(border=True, height="stretch", gap="xsmall"):
             st.markdown(f"**{widgets.plain(column.title)}** = {widgets.plain(column.words)}")
-            with st.container(horizontal=True, vertical_alignment="center"):
-                short = f"base {talk_view.short(column.base_sha256)}" + (
-                    f" · adapter {talk_view.short(column.adapter_sha256)}" if column.adapter_sha256 else ""
-                )
-                st.caption(short)
-                with st.popover("Proof", icon=":material/fingerprint:", type="tertiary", key=f"proof {column.name}"):
-                    st.markdown("SHA-256 of what was loaded. Base: over all files of the model's folder.")
-                    st.code(column.base_sha256 or "not proven: another server holds it", language=None, wrap_lines=True)
-                    if column.adapter_sha256:
-                        st.markdown("Adapter: of `adapter_model.safetensors`, taken before and after it was loaded.")
-                        st.code(column.adapter_sha256, language=None, wrap_lines=True)
+            label = f"base {talk_view.short(column.base_sha256)}"
+            if column.adapter_sha256:
+                st.caption(label)
+                label = f"adapter {talk_view.short(column.adapter_sha256)}"
+            with st.popover(label, icon=":material/fingerprint:", type="tertiary", key=f"proof {column.name}", help="The whole hashes"):
+                st.markdown("SHA-256 of what was loaded. Base: over all files of the model's folder.")
+                st.code(column.base_sha256 or "not proven: another server holds it", language=None, wrap_lines=True)
+                if column.adapter_sha256:
+                    st.markdown("Adapter: of `adapter_model.safetensors`, taken before and after it was loaded.")
+                    st.code(column.adapter_sha256, language=None, wrap_lines=True)
 
 
 def _ask(desk: Desk, talk: Chat, prompt: str, expected: str, asked: dict[str, Any]) -> None:
@@ -212,33 +212,39 @@ def _ask(desk: Desk, talk: Chat, prompt: str, expected: str, asked: dict[str, An
     columns = conversation.shuffled(asked["columns"]) if asked["blind"] else asked["columns"]
     how = {key: asked[key] for key in ("seed", "temperature", "max_tokens")}
     talk_view.prompt(prompt, expected)
-    st.button("Stop", key="try-stop", icon=":material/stop:")  # any click ends this drawing, and with it the answers
+    if expected:  # the input has a stop of its own
+        st.button("Stop", key="try-stop", icon=":material/stop:")  # any click ends this drawing, and with it the answers
+    tab = talk_view.tab()
+    tab.cut = False
+    st.fragment(_cut_short, run_every=1.0)()
     places = [place.empty() for place in st.columns(len(columns))]
     answers = talk.ask(prompt, columns, free=asked["free"], **how)
     template = talk.template(asked["free"])
-    number = None
     try:
         with answers:
             _draw(answers, places, asked["blind"])
     finally:
         kept = conversation.question(answers, template=template, blind=asked["blind"], expected=expected, **how)
-        number = talk_view.keep(desk, talk.run_id, prompt, kept)
+        number = talk_view.keep(desk, tab, talk.run_id, prompt, kept)
+        tab.cut = True
     if talk.task.labels and not asked["free"] and not talk.service.other:
         table = talk.label_scores(prompt, columns)
-        talk_view.change(desk, talk.run_id, number, conversation.with_labels(kept, talk.task.labels, table.tolist()))
+        talk_view.change(desk, tab, number, conversation.with_labels(kept, talk.task.labels, table.tolist()))
     st.rerun()
+
+
+def _cut_short() -> None:
+    """The input's stop ends the drawing where it is: this draws the page once more, from what was kept."""
+    if talk_view.tab().cut:
+        st.rerun()
 
 
 def _draw(answers: Answers, places: list[Any], blind: bool) -> None:
     for _ in answers.updates():
         for number, (place, stream) in enumerate(zip(places, answers.streams, strict=True)):
+            title = conversation.letter(number) if blind else stream.column.title
             with place.container(border=True):
-                title = conversation.letter(number) if blind else stream.column.title
-                talk_view.answer(title, stream.text, _spent(stream), str(stream.error or ""))
-
-
-def _spent(stream: Stream) -> str:
-    return f"{stream.tokens} tokens · {stream.seconds:.1f} s · {'running' if stream.state == 'running' else stream.state}"
+                talk_view.answer(title, stream.as_json())
 
 
 main()
