@@ -60,6 +60,16 @@ class SiteCheck:
     problem: CafeError | None
 
 
+@dataclass(frozen=True)
+class PublicFiles:
+    """What was read from a federation's public files. ``problems``: role → why a named file is not usable."""
+
+    labels: tuple[str, ...]
+    examples: int
+    test: int
+    problems: dict[str, CafeError]
+
+
 def listed() -> list[Federation]:
     """All federations of this home, the last changed first. A folder without a readable YAML is left out."""
     files = sorted(home("federations").glob(f"*/{FILE}"), key=lambda file: -file.stat().st_mtime)
@@ -174,6 +184,34 @@ def check_site(federation: Federation, site: Mapping[str, Any]) -> SiteCheck:
         return SiteCheck(len(read(probe.source(probe.sites[0]), probe.public_task())), None)
     except CafeError as error:
         return SiteCheck(0, error)
+
+
+def public_files(federation: Federation) -> PublicFiles:
+    """What the public files say, as far as they are named and readable; needs no sites."""
+    task = federation.data.get("task") or {}
+    named = {role: bool(task.get(role)) for role in ("labels", "examples")} | {"test": bool(federation.data.get("test"))}
+    labels: tuple[str, ...] = ()
+    counts, problems = {"examples": 0, "test": 0}, {}
+    for role in ("labels", "examples", "test"):
+        if not named[role]:
+            continue
+        try:
+            probe = _probe(federation, role)
+            if role == "labels":
+                labels = probe.public_task().labels
+            else:
+                counts[role] = len(probe.test_records() if role == "test" else probe.examples())
+        except CafeError as error:
+            problems[role] = error
+    return PublicFiles(labels, counts["examples"], counts["test"], problems)
+
+
+def _probe(federation: Federation, role: str) -> RunSettings:
+    """The settings with this public file, its labels, and nothing else that may be missing."""
+    task = {key: value for key, value in (federation.data.get("task") or {}).items() if key != "examples" or role == "examples"}
+    test = federation.data.get("test") if role == "test" else FILE
+    site = {"name": "probe", "kind": "cpu", "data": FILE}
+    return build({"name": "probe", "task": task, "sites": [site], "test": test, "privacy": "off"}, federation.folder)
 
 
 def remove(name: str) -> None:

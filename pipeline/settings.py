@@ -184,20 +184,7 @@ class RunSettings(_Section):
     @classmethod
     def _privacy_in_short(cls, value: Any) -> Any:
         """`off`, and a bare {epsilon, delta}, mean each stage."""
-        off = ("off", "none", False, None)
-        if isinstance(value, PrivacySettings):
-            return value
-        if value in off:
-            return {}
-        if not isinstance(value, dict):
-            raise ValueError("is off, or {epsilon, delta}, or {stage1, stage2}")
-        value = {
-            key: None if key in ("stage1", "stage2") and not isinstance(part, dict) and part in off else part for key, part in value.items()
-        }
-        if "epsilon" in value or "delta" in value:
-            both = {key: value.pop(key) for key in ("epsilon", "delta") if key in value}
-            value = {"stage1": both, "stage2": both, **value}
-        return value
+        return value if isinstance(value, PrivacySettings) else privacy_in_full(value)
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunSettings:
@@ -252,6 +239,22 @@ class RunSettings(_Section):
     def source(self, site: SiteSettings) -> DataSource:
         """Where a site's own data lie, in its own columns."""
         return DataSource(site.data, {**self.task.columns, **site.columns}, site.format)
+
+
+def privacy_in_full(value: Any) -> dict[str, Any]:
+    """What may stand under ``privacy``, written out per stage: `off`, and a bare {epsilon, delta}, mean each stage."""
+    off = ("off", "none", False, None)
+    if value in off:
+        return {}
+    if not isinstance(value, dict):
+        raise ValueError("is off, or {epsilon, delta}, or {stage1, stage2}")
+    value = {
+        key: None if key in ("stage1", "stage2") and not isinstance(part, dict) and part in off else part for key, part in value.items()
+    }
+    if "epsilon" in value or "delta" in value:
+        both = {key: value.pop(key) for key in ("epsilon", "delta") if key in value}
+        value = {"stage1": both, "stage2": both, **value}
+    return value
 
 
 def load(path: Path) -> RunSettings:
