@@ -5,6 +5,7 @@ Knows folders, the store and how a worker process is started. Does not carry a r
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import shutil
@@ -16,14 +17,15 @@ from pathlib import Path
 
 from cafe_kit.errors import CafeError
 
-from pipeline import adapters, bundles, models, synthesis
+from pipeline import adapters, bundles, federations, models, synthesis
 from pipeline.fetch import Progress
 from pipeline.home import home
 from pipeline.plan import Plan, plan, refusals
 from pipeline.plan import foresee as foresee_plan
 from pipeline.settings import RunSettings, to_yaml
 from server_store.desk import Desk
-from server_store.rows import Run
+from server_store.errors import StoreError
+from server_store.rows import Run, Step
 from server_store.store import Store
 
 
@@ -101,6 +103,25 @@ def start(settings: RunSettings, out: Path | None = None, operator: str = "") ->
     return run
 
 
+def start_demo(operator: str = "") -> Run:
+    """The demo federation, set up if it is not there, and its run: a new one, or the one that is under way already.
+
+    A double click, a second tab and a `cafe demo` in a terminal give one run. Returns at once: the worker fetches the models.
+    """
+    with (home("federations") / ".demo.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # or two would write the same files
+        known = {one.name: one for one in federations.listed()}
+        demo = known.get("demo") or federations.create_demo()
+        if under_way := store().active_run(demo.name):
+            return under_way
+        try:
+            return start(demo.settings(), operator=operator)
+        except StoreError as error:
+            if error.code == "CAFE-654" and (under_way := store().active_run(demo.name)):
+                return under_way  # a terminal was quicker by a moment
+            raise
+
+
 def resume(run_id: str) -> Run:
     """Go on with a run from where it stopped. A run whose worker lives is left alone."""
     found = store()
@@ -144,17 +165,29 @@ def stop(run_id: str, now: bool) -> str:
     return f"Run {run_id} stops {'now' if now else 'after this round'}; what privacy it spent stays spent."
 
 
-def decide(run_id: str, approved: bool, reason: str) -> None:
-    """The operator's word on the synthetic set that a run waits for, kept once per attempt, with the rows that he left out."""
+def decide(run_id: str, approved: bool, reason: str, attempt: int | None = None, operator: str = "") -> tuple[Step, bool]:
+    """The operator's word on the synthetic set that a run waits for, kept once per attempt, with the rows that he left out.
+
+    attempt: the one that he looked at; left out, the one that waits.
+
+    Returns: the word that counts, and whether it is this one: of two operators the first is heard.
+
+    Raises:
+        CafeError: CAFE-659 when no set of this attempt waits.
+    """
     found = desk()
     run = found.run(run_id)
-    attempt = 1
-    while found.step(run_id, f"stage1/{attempt}/approval"):
-        attempt += 1
+    waiting = 1
+    while found.step(run_id, f"stage1/{waiting}/approval"):
+        waiting += 1
+    attempt = waiting if attempt is None else attempt
     if not found.step(run_id, f"stage1/{attempt}/synthetic"):
         raise CafeError("CAFE-659", f"Run {run_id} has no synthetic set that waits for approval.", "`cafe status` shows what it does.")
+    name, token = f"stage1/{attempt}/approval", secrets.token_hex(8)
     out = sorted(found.excluded(run_id, attempt)) if approved else []
-    found.save_step(run_id, run.epoch, f"stage1/{attempt}/approval", None, {"approved": approved, "reason": reason, "excluded": out})
+    facts = {"approved": approved, "reason": reason, "excluded": out, "operator": operator, "token": token}
+    word = found.step(run_id, name) or found.save_step(run_id, run.epoch, name, None, facts)
+    return word, word.facts.get("token") == token
 
 
 def export(run_id: str, to: Path) -> Path:
