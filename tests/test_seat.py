@@ -216,7 +216,7 @@ def test_kills_at_random_times(server, config):
     (Path(config.home) / "policy.toml").write_text("")
     kinds = [(kind, terms) for kind in ("train", "vote") for terms in (BY_SITE, BY_SERVER)]
     orders = [server.order("north", kind, terms, round=n, run=terms.trust) for n in range(25) for kind, terms in kinds]
-    chance, seen, kills, done = random.Random(5), dict[str, bytes](), 0, 0
+    chance, seen, kills, done, patience = random.Random(5), dict[str, bytes](), 0, 0, 0.2
     while done < len(orders):
         child = os.fork()
         if child == 0:
@@ -224,7 +224,7 @@ def test_kills_at_random_times(server, config):
             for order in orders[done:]:
                 ask(seat, server, order)
             os._exit(0)
-        time.sleep(chance.uniform(0.0, 0.2))
+        time.sleep(chance.uniform(0.0, patience))
         os.kill(child, 9)
         kills += os.waitpid(child, 0)[1] == 9
         for order in orders:
@@ -232,7 +232,8 @@ def test_kills_at_random_times(server, config):
                 assert seen.setdefault(place.name, place.read_bytes()) == place.read_bytes()
         charged = SiteLedger(Path(config.home) / "ledger")
         assert set(seen) <= {charge.order_hash for charge in charged.charges}
-        done = sum(order_hash(order) in seen for order in orders)
+        before, done = done, sum(order_hash(order) in seen for order in orders)
+        patience = 0.2 if done > before else 1.3 * patience  # on a busy machine a seat needs longer to get anywhere
     assert kills >= 20 and charges(config) == len(orders) == len(seen)
 
 
