@@ -25,6 +25,7 @@ from pipeline.plan import foresee as foresee_plan
 from pipeline.settings import RunSettings, to_yaml
 from server_store.desk import Desk
 from server_store.errors import StoreError
+from server_store.errors import StoreError
 from server_store.rows import Run, Step
 from server_store.store import Store
 
@@ -120,6 +121,26 @@ def start_demo(operator: str = "") -> Run:
             if error.code == "CAFE-654" and (under_way := store().active_run(demo.name)):
                 return under_way  # a terminal was quicker by a moment
             raise
+
+
+def start_once(settings: RunSettings, seen: str | None, operator: str) -> tuple[Run, bool]:
+    """Start, unless somebody did since ``seen`` was the newest run of this name: then that one, and False. Raises as ``start`` does."""
+    found = store()
+    newest = newest_of(found, settings.name)
+    if newest and newest.id != seen:
+        return newest, False
+    try:
+        return start(settings, operator=operator), True
+    except StoreError as error:
+        other = found.active_run(settings.name)
+        if error.code != "CAFE-654" or other is None:
+            raise
+        return other, False
+
+
+def newest_of(store: Store, name: str) -> Run | None:
+    """The newest run of this name."""
+    return next((run for run in store.runs() if run.name == name), None)
 
 
 def resume(run_id: str) -> Run:
