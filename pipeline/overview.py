@@ -208,7 +208,9 @@ def _sites(settings: RunSettings | None, told: list[SiteProgress], run: Run) -> 
         rows.append(_site(name, kind, one, now, by_server=False))
     for one in told:
         weak = proxy_of(one.site)
-        if weak in kinds:
+        if one.site.startswith("proxies."):  # the warm start
+            rows.append(_site("all sites without a GPU", "cpu", one, now, by_server=True))
+        elif weak in kinds:
             rows.append(_site(str(weak), "cpu", one, now, by_server=True))
     return tuple(rows)
 
