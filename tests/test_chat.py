@@ -286,6 +286,16 @@ def test_label_scores_are_probabilities(talk: chat.Chat) -> None:
     assert talk.example().answer in LABELS
 
 
+def test_instruction_data_have_no_labels_to_score(cafe_home: Path) -> None:
+    write_run(cafe_home, "instruct-1", kind="instruction")
+    own = psutil.Process()
+    chat_service.write("instruct-1", chat.Service("ready", pid=own.pid, born=own.create_time()))
+    talk = chat.Chat("instruct-1")
+    assert talk.example().answer == "yes"
+    with pytest.raises(CafeError, match="CAFE-517"):
+        talk.label_scores("say yes", [])
+
+
 def test_asking_keeps_the_service_alive(talk: chat.Chat) -> None:
     file = chat_service.file_of(RUN)
     os.utime(file, (0, 0))
