@@ -290,6 +290,14 @@ class Ledger:
                 f"The ledger {self.path.name} could not be used: {error}.",
                 "Free disk space, or wait for the other process, then resume; nothing was released.",
             ) from error
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
+                raise  # a refusal of the tables, not a damaged file
+            raise LedgerError(
+                "CAFE-661",
+                f"The ledger {self.path.name} is damaged: {error}.",
+                "Restore it from a backup; without it nothing can be released.",
+            ) from error
         finally:
             db.close()  # without a COMMIT this takes everything back
 
