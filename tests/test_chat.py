@@ -40,7 +40,7 @@ def write_run(home: Path, run_id: str = RUN, rounds: int = 2, kind: str = "class
     folder.mkdir(parents=True)
     lines = [{"text": f"please help me with {label}", "label": label} for label in LABELS]
     if kind == "instruction":
-        lines = [{"instruction": "say yes", "output": "yes"}]
+        lines = [{"instruction": f"say {word}", "output": "yes"} for word in ("yes", "indeed")]
     (folder / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     task = {"kind": kind, "description": "messages to a clinic", "text_name": "Message", "answer_name": "Department"}
     task |= {"labels": list(LABELS)} if kind == "classification" else {}
