@@ -1,0 +1,195 @@
+"""Homes in every state that a console can meet, made by tiny runs with real processes; for scenarios and for screenshots.
+
+Each scene is a home folder, the environment to open it in, the run that it is about, and an end: whatever still runs on
+its behalf is killed. Nothing is written into the store by hand; what a page shows here is what a run left.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline import federations
+from server_store.rows import Run
+from tests.federation import LABELS, ROOT, Federation
+from tests.tiny_models import TinyModels
+
+HOSTILE = "<script>alert(1)</script>**x** :red[y] $z$ [a](http://evil.example)"
+NAME = "clinic-letters"
+PRIVATE = {"stage1": {"epsilon": 8, "delta": 1e-5}, "stage2": "off", "accept_noise": True}
+STAGE1 = {"rounds": 2, "drop_off_label": False}
+STAGE2 = {"rounds": 4, "steps": 4, "warm_start_steps": 2}
+LONG = {"rounds": 20, "steps": 4}
+SLOW_S = "0.3"  # what each vote and each step takes where a scene must last
+
+
+class HostileModels(TinyModels):
+    """A generator that writes what a page must not obey; ``CAFE_MODELS=tests.scenes:HostileModels``."""
+
+    def complete(self, prompts: Any, *, seed: int, progress: Any = None, **more: Any) -> list[str]:
+        return [f"{HOSTILE} {text}" for text in super().complete(prompts, seed=seed, progress=progress, **more)]
+
+
+@dataclass
+class Scene:
+    """A home in some state. ``run``: the run that it is about, empty where there is none."""
+
+    name: str
+    home: Path
+    environment: dict[str, str]
+    federation: Federation | None = None
+    run: str = ""
+    worker: subprocess.Popen[bytes] | None = None
+
+    @property
+    def row(self) -> Run:
+        assert self.federation
+        return self.federation.store.run(self.run)
+
+    def ends(self) -> None:
+        """Kills what still runs on behalf of this home."""
+        if self.federation is None:
+            return
+        ours = self.federation.processes()
+        for process in ours:
+            process.kill()
+        psutil.wait_procs(ours, timeout=10)
+
+
+def empty(folder: Path) -> Scene:
+    """The first look: nothing is set up."""
+    tiny = Federation(folder)
+    return Scene("empty", tiny.home, tiny.environment, tiny)
+
+
+def draft(folder: Path, **settings: Any) -> Scene:
+    """A federation is set up, and nothing was started."""
+    stages = {"stage1": {**STAGE1, **settings.pop("stage1", {})}, "stage2": {**STAGE2, **settings.pop("stage2", {})}}
+    tiny = Federation(folder, **{"name": NAME, "privacy": PRIVATE, **stages, **settings})
+    _set_up(tiny)
+    return Scene("draft", tiny.home, tiny.environment, tiny)
+
+
+def running(folder: Path, *, seconds: str = SLOW_S, **settings: Any) -> Scene:
+    """In the second stage, a score is there already, and sites are at work."""
+    scene = draft(folder, **{"stage2": LONG, **settings})
+    return _work(scene, "running", lambda: _steps(scene) >= 1, CAFE_TINY_SECONDS=seconds)
+
+
+def waiting(folder: Path, **settings: Any) -> Scene:
+    """The synthetic set is made and waits for the operator's word."""
+    scene = draft(folder, **{"stage1": {"approve": "operator"}, **settings})
+    return _carried(scene, "waiting", "Stopped")
+
+
+def failed(folder: Path) -> Scene:
+    """A site's data file went away between the start and the first order, and the others are too few."""
+    scene = draft(folder, stage1={"quorum": 3})
+    assert scene.federation
+    (scene.federation.folder / "weak1.jsonl").unlink()
+    (scene.home / "federations" / NAME / "weak1.jsonl").unlink()
+    return _carried(scene, "failed", "Failed")
+
+
+def lost(folder: Path) -> Scene:
+    """The worker was killed in the middle."""
+    scene = running(folder)
+    scene.ends()
+    scene.name = "lost"
+    return scene
+
+
+def stopped(folder: Path) -> Scene:
+    """Stopped by the operator after a round."""
+    scene = running(folder, seconds="0.1")
+    assert scene.federation and scene.worker
+    scene.federation.store.command(scene.run, "stop")
+    assert scene.worker.wait(timeout=120) == 0 and scene.row.state == "Stopped"
+    scene.name = "stopped"
+    return scene
+
+
+def done(folder: Path, **settings: Any) -> Scene:
+    """A run that came to its end."""
+    return _carried(draft(folder, **settings), "done", "Done")
+
+
+def hostile(folder: Path) -> Scene:
+    """Every text that a person or a model may write holds what a page must not obey."""
+    labels = [f"{HOSTILE} {label}" for label in LABELS]
+    examples = [{"text": f"{HOSTILE} example {n}", "label": label} for n, label in enumerate(labels)]
+    task = {"description": HOSTILE, "labels": labels, "examples": "examples.jsonl"} | {
+        "text_name": f"Text {HOSTILE}",
+        "answer_name": f"Label {HOSTILE}",
+    }
+    tiny = Federation(folder, name=NAME, privacy=PRIVATE, task=task, stage1=STAGE1, stage2=STAGE2)
+    for file in folder.glob("*.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        _write(file, [{"text": f"{HOSTILE} {row['text']}", "label": f"{HOSTILE} {row['label']}"} for row in rows])
+    _write(folder / "examples.jsonl", examples)
+    tiny.environment |= {"CAFE_MODELS": "tests.scenes:HostileModels"}
+    _set_up(tiny)
+    return _carried(Scene("draft", tiny.home, tiny.environment, tiny), "hostile", "Done")
+
+
+SCENES: dict[str, Callable[[Path], Scene]] = {
+    "empty": empty, "draft": draft, "running": running, "waiting": waiting, "failed": failed, "lost": lost, "stopped": stopped,
+    "done": done, "hostile": hostile,
+}  # fmt: skip
+
+
+def _set_up(tiny: Federation) -> None:
+    """The federation's own folder in the home, as the console's *Set up* leaves it."""
+    folder = tiny.home / "federations" / str(json.loads(tiny.config.read_text())["name"])
+    folder.mkdir(parents=True, mode=0o700)
+    for file in tiny.folder.glob("*.jsonl"):
+        shutil.copy(file, folder)
+    shutil.copy(tiny.config, folder / federations.FILE)
+
+
+def _write(file: Path, rows: list[dict[str, str]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _carried(scene: Scene, name: str, state: str) -> Scene:
+    assert scene.federation
+    scene.run, scene.name = scene.federation.create(), name
+    scene.federation.work(scene.run)
+    assert scene.row.state == state, (scene.row.state, scene.row.error)
+    return scene
+
+
+def _work(scene: Scene, name: str, until: Callable[[], bool], **environment: str) -> Scene:
+    """A run that is being carried; comes back when it is as far as ``until``."""
+    assert scene.federation
+    scene.run, scene.name = scene.federation.create(), name
+    with (scene.federation.folder / "worker.log").open("ab") as log:
+        scene.worker = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.worker", scene.run],
+            env={**scene.environment, **environment},
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    end = time.monotonic() + 120
+    while not until():
+        assert scene.worker.poll() is None, scene.row.error
+        assert time.monotonic() < end, "the run does not get on"
+        time.sleep(0.05)
+    return scene
+
+
+def _steps(scene: Scene) -> int:
+    """Federated rounds that were scored."""
+    assert scene.federation
+    return sum(step.name.startswith("stage2/1/") and step.name.endswith("/score") for step in scene.federation.store.steps(scene.run)) - 1
