@@ -95,6 +95,8 @@ def _status_line() -> None:
 def foot() -> None:
     """The end of the sidebar: federation, operator, version, when the page last looked."""
     known = federations.listed()
+    with desk() as store:
+        st.session_state[widgets.EXPLAINED] = store.preference("explanations") == "yes"
     with st.sidebar:
         now = federation()
         if len(known) > 1 and now is not None:

@@ -30,6 +30,7 @@ STATES = {
     "Lost contact": ("link_off", "red"),
     "Done": ("check_circle", "green"),
 }
+EXPLAINED = "explained"  # of the session: the preference as the store had it when this drawing began (``frame.foot``)
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~$:&@^=\"'/])")
 Known = CafeError | StoreError | Mapping[str, str]
 
@@ -40,7 +41,11 @@ def plain(text: str) -> str:
 
 
 def heading(title: str, explained: str = "") -> None:
-    """The page's title, and what it is about behind a small button."""
+    """The page's title, and what it is about behind a small button, or below it for who wants explanations open."""
+    if explained and st.session_state.get(EXPLAINED):
+        st.title(title)
+        what_is_this(explained, key=f"what {title}")
+        return
     left, right = st.columns([5, 1], vertical_alignment="center")
     left.title(title)
     if explained:
@@ -49,7 +54,11 @@ def heading(title: str, explained: str = "") -> None:
 
 
 def what_is_this(text: str, key: str | None = None) -> None:
-    """A longer explanation, one click away."""
+    """A longer explanation, one click away; open at once for who set it so."""
+    if st.session_state.get(EXPLAINED):
+        with st.container(border=True, key=key and f"open {key}"):
+            st.markdown(text)
+        return
     with st.popover("What is this?", icon=":material/help:", type="tertiary", key=key):
         st.markdown(text)
 

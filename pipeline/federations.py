@@ -9,13 +9,13 @@ from __future__ import annotations
 import io
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cafe_kit.errors import CafeError
-from cafe_kit.records import read
+from cafe_kit.records import OPTIONAL_ROLES, ROLES, DataSource, column_names, read
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -27,6 +27,13 @@ from server_store.blobs import write_whole
 FILE = "federation.yaml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _PUBLIC = {"labels": "labels.txt", "examples": "examples", "test": "test"}  # what may be uploaded: public files, never a site's
+_USUAL = {  # role → what its column is often called
+    "text": ("message", "body", "content", "note", "question", "sentence", "utterance", "comment"),
+    "label": ("class", "category", "intent", "topic", "target", "department", "answer"),
+    "instruction": ("prompt", "question", "query"),
+    "input": ("context",),
+    "output": ("response", "answer", "completion", "reply"),
+}
 _MOST_BYTES = 50 * 2**20
 
 
@@ -212,6 +219,27 @@ def _probe(federation: Federation, role: str) -> RunSettings:
     test = federation.data.get("test") if role == "test" else FILE
     site = {"name": "probe", "kind": "cpu", "data": FILE}
     return build({"name": "probe", "task": task, "sites": [site], "test": test, "privacy": "off"}, federation.folder)
+
+
+def columns(federation: Federation, data: str) -> list[str]:
+    """The column names of a site's data file, and nothing else of it; none where it has none. Raises CafeError CAFE-201 to 219."""
+    return column_names(DataSource((federation.folder / Path(data).expanduser()).absolute()))
+
+
+def guess_columns(federation: Federation, found: Sequence[str]) -> dict[str, str]:
+    """Role → column, for every role of the task: the task's own name for it, a usual name, or "" where none fits."""
+    task = federation.data.get("task") or {}
+    guessed = {}
+    for role in ROLES.get(str(task.get("kind")), ROLES["classification"]):
+        usual = [str(task.get(role) or role), role, *_USUAL[role]]
+        lower = {name.lower(): name for name in reversed(found)}
+        guessed[role] = next((lower[name.lower()] for name in usual if name.lower() in lower), "")
+    return guessed
+
+
+def is_optional(role: str) -> bool:
+    """Whether data may lack this role."""
+    return role in OPTIONAL_ROLES
 
 
 def remove(name: str) -> None:

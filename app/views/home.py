@@ -110,7 +110,7 @@ def _title(now: Journey) -> None:
         st.subheader(widgets.plain(name), anchor=False, width="content")
         widgets.state_badge(now.seen.state if now.seen else "Draft")
         if now.federation and now.federation.is_demo:
-            st.badge("demo", icon=":material/science:", color="gray")
+            st.badge("demo: all data is invented", icon=":material/science:", color="gray")
 
 
 def _now(now: Journey) -> None:
@@ -161,7 +161,7 @@ def _done(now: Journey) -> None:
 def _steps(now: Journey) -> None:
     places = st.columns(len(now.steps), gap="small")
     for number, (place, step) in enumerate(zip(places, now.steps, strict=True), start=1):
-        with place, st.container(border=True, height="stretch", key=f"step-{number}"):
+        with place, st.container(border=True, height="stretch", gap="xsmall", key=f"step-{number}"):
             st.caption(f"{number} · {step.title}")
             _state(step.state)
             st.markdown(f"**{widgets.plain(step.number)}**")
@@ -190,35 +190,31 @@ def _figures(now: Journey) -> None:
     if seen is None:
         return
     best = seen.best or (seen.last if seen.scores else None)
-    worst, told = _privacy(now)
+    rounds = seen.settings.stage2.rounds if seen.settings else 0
+    done = now.made.newest.round if now.made and now.made.newest else 0
     with st.container(horizontal=True, key="figures"):
-        st.metric("Sites", now.sites, border=True, width=150)
-        st.metric("Synthetic rows", f"{now.rows:,}" if now.rows is not None else "–", border=True, width=170)
-        rounds = seen.settings.stage2.rounds if seen.settings else 0
-        done = now.made.newest.round if now.made and now.made.newest else 0
-        st.metric("Training round", f"{done} of {rounds}" if rounds else "–", border=True, width=170)
-        st.metric(f"Best {seen.metric}", widgets.score(best.value, seen.metric) if best else "–", border=True, width=170)
-        st.metric(
-            "Highest privacy spent", worst, border=True, width=280, help="Of any one site, in this run. What sites spent is never added up."
-        )
-    if told:
-        st.caption(told)
+        st.metric("Sites", now.sites, border=True, width=124, height="stretch")
+        st.metric("Synthetic rows", f"{now.rows:,}" if now.rows is not None else "–", border=True, width=144, height="stretch")
+        st.metric("Training round", f"{done} of {rounds}" if rounds else "–", border=True, width=144, height="stretch")
+        st.metric(f"Best {seen.metric}", widgets.score(best.value, seen.metric) if best else "–", border=True, width=144, height="stretch")
+        with st.container(border=True, width=350, height="stretch", gap="xsmall"):
+            worst, told = _privacy(now)
+            st.markdown("Highest privacy spent by a site", help="In this run. What several sites spent is never added up.")
+            st.markdown(f"**{worst}**")
+            st.caption(told)
 
 
 def _privacy(now: Journey) -> tuple[str, str]:
     """The worst site of the run in words, and what must stand beside the number."""
-    if now.made is None:
-        return "nothing yet", ""
-    found = catalogue.promised(now.made)
-    most, without = found["maximum"], found["sites_without_guarantee"]
-    if not found["sites"]:
-        return "nothing yet", ""
-    open_sites = f"{NO_GUARANTEE} for {len(without)} of {len(found['sites'])} sites" if without else ""
-    if most is None:
-        return NO_GUARANTEE, f"Privacy: {open_sites}: their releases carry no noise."
-    spent = f"ε {most['epsilon']:g} at δ {most['delta']:g}"
-    of = f"Privacy: {spent}, per site, for {most['over_sites']} sites (unit: all records of one site)"
-    return (NO_GUARANTEE if without else spent), of + (f"; {open_sites}, whose releases carry no noise." if without else ".")
+    found = catalogue.promised(now.made) if now.made else {}
+    if not found.get("sites"):
+        return "nothing yet", "No site was asked for anything that counts."
+    most, without, sites = found["maximum"], len(found["sites_without_guarantee"]), len(found["sites"])
+    spent = f"ε {most['epsilon']:g} at δ {most['delta']:g}" if most else ""
+    if not without:
+        return spent, "Unit: all records of one site."
+    others = f" The other {most['over_sites']}: {spent}." if most else ""
+    return NO_GUARANTEE, f"{without} of {sites} sites sent something without noise.{others}"
 
 
 def _needs(store: Desk, now: Journey) -> None:

@@ -16,13 +16,14 @@ import stat
 import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal, cast
 
 from cafe_kit.errors import CafeError
 from cafe_kit.loader import load_rows
-from cafe_kit.tables import Row, Wanted, rows, too_large
+from cafe_kit.tables import Row, Wanted, names, rows, too_large
 from cafe_kit.task import Record, Task
 
 Format = Literal["jsonl", "csv", "parquet", "loader"]
@@ -70,6 +71,20 @@ def read(source: DataSource, task: Task) -> list[Record]:
         raise CafeError("CAFE-220", f"The data file '{source.path.name}' changed while it was read.",
                         "Let whatever writes it finish, then start again.")  # fmt: skip
     return records
+
+
+def column_names(source: DataSource) -> list[str]:
+    """The names of the source's columns, for whoever maps them; none where it has none that look like names, or is a loader.
+
+    Raises:
+        CafeError: CAFE-201 to CAFE-219, as ``read``.
+    """
+    fingerprint(source)
+    kind = _format(source)
+    if kind == "loader":
+        return []
+    with _opened(source) as handle:
+        return names(handle, kind)
 
 
 def fingerprint(source: DataSource) -> str:
@@ -124,10 +139,17 @@ def _rows(source: DataSource, columns: Mapping[str, str]) -> Iterator[Row]:
             wanted.check(row, place)
             yield place, row
         return
-    packed = kind != "parquet" and source.path.suffix.lower() == ".gz"
+    with _opened(source) as handle:
+        yield from rows(handle, kind, wanted)
+
+
+@contextmanager
+def _opened(source: DataSource) -> Iterator[IO[bytes]]:
+    """The file, unpacked where its name says so."""
+    packed = _format(source) != "parquet" and source.path.suffix.lower() == ".gz"
     try:
         with source.path.open("rb") as file, gzip.open(file) if packed else file as handle:
-            yield from rows(cast(IO[bytes], handle), kind, wanted)
+            yield cast(IO[bytes], handle)
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise CafeError("CAFE-218", f"The file '{source.path.name}' is not a whole gzip file.", "Copy or export it again.") from None
     except OSError:

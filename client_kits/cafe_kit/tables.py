@@ -66,6 +66,22 @@ def rows(handle: IO[bytes], kind: str, wanted: Wanted) -> Iterator[Row]:
     yield from readers[kind](handle, wanted)
 
 
+def names(handle: IO[bytes], kind: str) -> list[str]:
+    """The column names of one open file of ``kind``, from its first line or its schema; none where they look like no names.
+
+    Raises:
+        CafeError: as ``rows``.
+    """
+    if kind == "parquet":
+        _check_content(handle.read(4096), kind)
+        handle.seek(0)
+        found = _parquet_names(handle)
+    else:
+        first = next(rows(handle, kind, Wanted(())), None)
+        found = list(first[1]) if first else []
+    return found[:MAX_COLUMNS] if all(_NAME.fullmatch(name) for name in found) else []
+
+
 def too_large(message: str) -> CafeError:
     """CAFE-219: a limit on sizes was met."""
     return CafeError("CAFE-219", message, "Split the data or shorten the texts.")
@@ -174,7 +190,23 @@ def _parquet_rows(handle: IO[bytes], wanted: Wanted) -> Iterator[Row]:
                 number += 1
                 yield f"row {number}", row
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError):
-        raise CafeError("CAFE-218", "The Parquet file is damaged.", "Copy or export it again.") from None
+        raise _damaged() from None
+
+
+def _parquet_names(handle: IO[bytes]) -> list[str]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        return []  # the names are typed; reading the rows will say what is missing
+    try:
+        return [str(name) for name in parquet.read_schema(handle).names]
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError):
+        raise _damaged() from None
+
+
+def _damaged() -> CafeError:
+    return CafeError("CAFE-218", "The Parquet file is damaged.", "Copy or export it again.")
 
 
 def _parquet_columns(file: Any, wanted: Wanted) -> list[str]:
