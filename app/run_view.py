@@ -6,6 +6,7 @@ from the store at each look. Buttons write a wish into the store and nothing els
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import altair as alt
@@ -17,18 +18,23 @@ from pipeline import launch, overview
 from pipeline.overview import Overview, SiteNow
 from server_store.desk import Desk
 
+More = Callable[[Desk, Overview], None]
+
 _LOG_BYTES = 20_000
 _EVENTS = 30
 
 
-def watch(run_id: str, key: str, *, details: bool = True) -> None:
-    """The whole panel, drawn again every two seconds while the run goes on; when it ends, the page once more as a whole."""
+def watch(run_id: str, key: str, *, details: bool = True, more: More | None = None) -> None:
+    """The whole panel, drawn again every two seconds while the run goes on; when it ends, the page once more as a whole.
+
+    more: what else a page shows of the run, drawn between the sites and the events at the same look.
+    """
     with frame.desk() as store:
         running = store.run(run_id).active
-    st.fragment(_panel, run_every=frame.FAST_S if running else frame.SLOW_S)(run_id, key, details, running)
+    st.fragment(_panel, run_every=frame.FAST_S if running else frame.SLOW_S)(run_id, key, details, running, more)
 
 
-def _panel(run_id: str, key: str, details: bool, was_running: bool) -> None:
+def _panel(run_id: str, key: str, details: bool, was_running: bool, more: More | None = None) -> None:
     with widgets.guard(f"{key} panel"), frame.desk() as store:
         seen = overview.look(store, run_id)
         if was_running and not seen.run.active:
@@ -40,6 +46,8 @@ def _panel(run_id: str, key: str, details: bool, was_running: bool) -> None:
         if seen.sites:
             sites_table(seen)
         curve(seen)
+        if more:
+            more(store, seen)
         if details:
             events(store, run_id)
             log_tail(seen)
