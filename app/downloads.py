@@ -1,12 +1,12 @@
-"""What the browser may fetch: bundles, data files, the statement and the log of a run, each streamed from disk.
+"""What the browser may fetch: bundles, data files, statement and log of a run, each streamed from disk; and the ledger.
 
 Knows addresses, names for people, and who may ask. A run's id, a round and an attempt are looked up in the store; nothing
-of an address ever becomes a path. To extend: write a function (store, run, query) -> Served and name it in ``_TABLE``.
+of an address ever becomes a path. To extend: write a function (store, run, query) -> Served and name it in ``_TABLE``, or in
+``_HOUSE`` where it is of no single run.
 """
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from pipeline import bundles, catalogue, launch
+from pipeline import bundles, catalogue, launch, ledger_book, ledger_export, statement
 from server_store.errors import StoreError
 from server_store.store import Store
 
@@ -40,11 +40,12 @@ _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 @dataclass(frozen=True)
 class Served:
-    """One answer: a file that is saved under ``name``, or a page that is shown."""
+    """One answer: a file or a text that is saved under ``name``, or a page that is shown."""
 
     name: str
     path: Path | None = None
     page: str = ""
+    text: str = ""
     media_type: str = "application/octet-stream"
 
 
@@ -54,11 +55,18 @@ def url(run_id: str, what: str, **query: int | None) -> str:
     return f"files/runs/{quote(run_id, safe='')}/{what}" + (f"?{asked}" if asked else "")
 
 
+def house_url(what: str, **query: str | None) -> str:
+    """The address of what is of no single run: the ledger's export, a site's statement."""
+    asked = urlencode({key: value for key, value in query.items() if value})
+    return f"files/{what}" + (f"?{asked}" if asked else "")
+
+
 def routes(base_path: str | None = None) -> list[Route]:
     """For ``st.App(routes=...)``; ``base_path`` is the server's own (``server.baseUrlPath``) when left out."""
     base = (st.get_option("server.baseUrlPath") if base_path is None else base_path) or ""
     before = f"/{base.strip('/')}" if base.strip("/") else ""
-    return [Route(f"{before}/files/runs/{{run}}/{what}", _endpoint(serve), methods=["GET"]) for what, serve in _TABLE.items()]
+    served = {f"runs/{{run}}/{what}": serve for what, serve in _TABLE.items()} | _HOUSE
+    return [Route(f"{before}/files/{what}", _endpoint(serve), methods=["GET"]) for what, serve in served.items()]
 
 
 def _adapter(store: Store, run: str, query: Query) -> Served:
@@ -91,11 +99,26 @@ def _export(store: Store, run: str, query: Query) -> Served:
 
 def _statement(store: Store, run: str, query: Query) -> Served:
     store.run(run)
-    return Served(f"{run}-statement.html", page=importlib.import_module("pipeline.statement").html(run))
+    return Served(f"{run}-statement.html", page=statement.html(run))
 
 
 def _log(store: Store, run: str, query: Query) -> Served:
     return Served(f"{run}.log", Path(store.run(run).folder) / "log" / "worker.log", media_type="text/plain; charset=utf-8")
+
+
+def _site_statement(store: Store, run: str, query: Query) -> Served:
+    site = query.get("site", "")
+    return Served(f"{site}-statement.html", page=statement.site_html(query.get("federation", ""), site))
+
+
+def _ledger_csv(store: Store, run: str, query: Query) -> Served:
+    text = ledger_export.to_csv(ledger_book.read(store), run=query.get("run"), site=query.get("site"))
+    return Served("ledger.csv", text=text, media_type="text/csv; charset=utf-8")
+
+
+def _ledger_json(store: Store, run: str, query: Query) -> Served:
+    text = ledger_export.to_json(ledger_book.read(store), run=query.get("run"))
+    return Served("ledger.json", text=text, media_type="application/json")
 
 
 _TABLE: dict[str, Callable[[Store, str, Query], Served]] = {
@@ -107,6 +130,11 @@ _TABLE: dict[str, Callable[[Store, str, Query], Served]] = {
     "statement.html": _statement,
     "log": _log,
 }
+_HOUSE: dict[str, Callable[[Store, str, Query], Served]] = {
+    "site-statement.html": _site_statement,
+    "ledger.csv": _ledger_csv,
+    "ledger.json": _ledger_json,
+}
 
 
 def _endpoint(serve: Callable[[Store, str, Query], Served]) -> Callable[[Request], Response]:
@@ -117,7 +145,7 @@ def _endpoint(serve: Callable[[Store, str, Query], Served]) -> Callable[[Request
             return _plainly("This address is not one of the console's own; set server.allowedHosts to allow it.", 403)
         try:
             with closing(launch.store()) as store:
-                return _response(serve(store, request.path_params["run"], request.query_params))
+                return _response(serve(store, request.path_params.get("run", ""), request.query_params))
         except (CafeError, StoreError) as error:
             return _plainly(str(error), _STATUS.get(error.code, 500))
 
@@ -125,11 +153,17 @@ def _endpoint(serve: Callable[[Store, str, Query], Served]) -> Callable[[Request
 
 
 def _response(served: Served) -> Response:
+    if served.text:
+        return Response(served.text, media_type=served.media_type, headers=_HEADERS | _saved_as(served.name))
     if served.path is None:
         return HTMLResponse(served.page, headers=_HEADERS | _PAGE_POLICY)
     if not served.path.is_file():
         raise CafeError("CAFE-660", f"There is no file {served.name} (yet).", "It may come later, or was removed by hand.")
     return FileResponse(served.path, filename=served.name, media_type=served.media_type, headers=_HEADERS)
+
+
+def _saved_as(name: str) -> dict[str, str]:
+    return {"Content-Disposition": f'attachment; filename="{name}"'}
 
 
 def _plainly(sentence: str, status: int) -> Response:

@@ -39,7 +39,7 @@ def main() -> None:
             return
         if known:
             st.fragment(_table, run_every=every)()
-        if wanted and wanted not in known or other and other not in known:
+        if any(one and one not in known for one in (wanted, other)):
             _unknown()
         elif wanted and other and wanted != other:
             with widgets.guard("compare"):
@@ -133,9 +133,9 @@ def _overview(store: Desk, run: Run) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.page_link("views/privacy.py", label="What it spent", icon=":material/shield:", query_params={"run": run.id})
         st.link_button("Privacy statement", downloads.url(run.id, "statement.html"), icon=":material/description:")
-        if not run.active or run.shown_state == "Lost contact":
-            if st.button("Delete run…", icon=":material/delete:"):
-                _delete(run)
+        ended = not run.active or run.shown_state == "Lost contact"
+        if ended and st.button("Delete run…", icon=":material/delete:"):
+            _delete(run)
 
 
 def _charts(store: Desk, run: Run) -> None:
@@ -257,7 +257,7 @@ def _delete(run: Run) -> None:
 def _compare(store: Desk, first: str, second: str) -> None:
     one, other = store.run(first), store.run(second)
     st.subheader("Compare", anchor=False)
-    left, right = _called(one, other)
+    left, right = one.id, other.id
     seen = [overview.look(store, run.id) for run in (one, other)]
     found = history.scores(seen[0].scores, seen[1].scores)
     if found:
@@ -285,10 +285,6 @@ def _compare(store: Desk, first: str, second: str) -> None:
     if st.button("Close the comparison", icon=":material/close:"):
         st.query_params.pop("with", None)
         st.rerun()
-
-
-def _called(one: Run, other: Run) -> tuple[str, str]:
-    return one.id, other.id
 
 
 main()
