@@ -25,7 +25,6 @@ from pipeline.plan import foresee as foresee_plan
 from pipeline.settings import RunSettings, to_yaml
 from server_store.desk import Desk
 from server_store.errors import StoreError
-from server_store.errors import StoreError
 from server_store.rows import Run, Step
 from server_store.store import Store
 

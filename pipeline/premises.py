@@ -121,7 +121,7 @@ def packages() -> list[Package]:
 def _licence(about: Any) -> str:
     """One line: the expression, else a short text, else the classifier."""
     stated = about.get("License-Expression") or about.get("License") or ""
-    if stated and "\n" not in stated and len(stated) <= 60:
+    if stated and "\n" not in stated and len(stated) <= 100:
         return str(stated)
     named = [line.rsplit("::", 1)[1].strip() for line in about.get_all("Classifier") or [] if line.startswith("License ::")]
     return ", ".join(named) or "see its package"

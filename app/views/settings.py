@@ -156,22 +156,12 @@ def _security() -> None:
     local = address in ("127.0.0.1", "localhost", "::1")
     reach, details = "this machine only" if local else "reachable from elsewhere", str(st.get_option("client.showErrorDetails"))
     facts = [
-        (
-            "Listens on",
-            f"{address}, port {st.get_option('server.port')}",
-            local,
-            "this machine only" if local else "reachable from elsewhere",
-        ),
+        ("Listens on", f"{address}, port {st.get_option('server.port')}", local, reach),
         ("Names it answers to", ", ".join(map(str, hosts)) or "any", bool(hosts), "against DNS rebinding"),
         _switch("Forged requests refused (XSRF)", "server.enableXsrfProtection", True),
         _switch("Other origins refused (CORS)", "server.enableCORS", True),
         _switch("Usage statistics", "browser.gatherUsageStats", False),
-        (
-            "Error details in pages",
-            str(st.get_option("client.showErrorDetails")),
-            st.get_option("client.showErrorDetails") == "none",
-            "codes only",
-        ),
+        ("Error details in pages", details, details == "none", "pages show codes, never a stack trace"),
         ("Upload limit", f"{st.get_option('server.maxUploadSize')} MB", True, "public files only"),
         ("Passwords", "none of its own", True, "whoever can open the console can start runs; put a login before it for others"),
     ]

@@ -266,7 +266,7 @@ def _charges(history: History) -> None:
 @st.dialog("Add a site", width="large")
 def _add(name: str) -> None:
     federation = federations.get(name)
-    site = {
+    site: dict[str, Any] = {
         "name": st.text_input("Name", key="site-name", max_chars=64, help="Letters, digits, dot, dash and underscore.").strip(),
         "kind": st.radio("Kind", list(KINDS), format_func=KINDS.__getitem__, horizontal=True, key="site-kind",
                          help="Whether the site can train. One without a GPU votes for texts instead."),
