@@ -155,7 +155,7 @@ def _adapter(seen: Overview | None, made: Made | None) -> Step:
     if made is None or made.newest is None:
         return Step("Adapter", NOT_YET, "–", "Open Adapters", "adapters")
     state = "Done" if made.final else _now(seen) if seen else NOT_YET
-    return Step("Adapter", state, made.newest.score.shown, "Download", "adapters")
+    return Step("Adapter", state, made.newest.score.shown, "Look at it", "adapters")
 
 
 def _tried(made: Made | None, questions: int) -> Step:

@@ -37,11 +37,16 @@ _ICON = {"Not yet": "radio_button_unchecked", "Not needed": "remove"}
 def main() -> None:
     widgets.heading("Home", WHAT)
     with frame.desk() as store:
-        every, empty = frame.pace(store), not federations.listed() and not store.runs()
+        every, empty = frame.pace(store), _is_empty(store)
     if empty:
         _empty()
+        st.fragment(_until_something, run_every=frame.SLOW_S)()
     else:
-        st.fragment(_normal, run_every=every)()
+        st.fragment(_normal, run_every=every)(every)
+
+
+def _is_empty(store: Desk) -> bool:
+    return not federations.listed() and not store.runs()
 
 
 # -- the first time ----------------------------------------------------------------------------------------------------
@@ -58,6 +63,13 @@ def _empty() -> None:
         st.subheader("Use your own data", anchor=False)
         st.markdown(OWN)
         _own_button()
+
+
+def _until_something() -> None:
+    """Another tab, or a terminal, may have begun something."""
+    with frame.desk() as store:
+        if not _is_empty(store):
+            st.rerun()
 
 
 def _demo_button(*, primary: bool = False) -> None:
@@ -92,8 +104,10 @@ def _set_up() -> None:
 # -- every other time --------------------------------------------------------------------------------------------------
 
 
-def _normal() -> None:
+def _normal(every: float) -> None:
     with widgets.guard("home"), frame.desk() as store:
+        if frame.pace(store) != every:
+            st.rerun()  # a run began or ended: look more or less often
         now = journey.look(store, frame.federation())
         _title(now)
         _now(now)
@@ -161,7 +175,7 @@ def _done(now: Journey) -> None:
 def _steps(now: Journey) -> None:
     places = st.columns(len(now.steps), gap="small")
     for number, (place, step) in enumerate(zip(places, now.steps, strict=True), start=1):
-        with place, st.container(border=True, height="stretch", gap="xsmall", key=f"step-{number}"):
+        with place, st.container(border=True, height="stretch", gap="xsmall", key=f"step-card-{number}"):
             st.caption(f"{number} · {step.title}")
             _state(step.state)
             st.markdown(f"**{widgets.plain(step.number)}**")
@@ -228,7 +242,7 @@ def _needs(store: Desk, now: Journey) -> None:
             widgets.failure_card(run.error, f"need {number}", run=run)
             _open(need, run, number)
         else:
-            with st.container(border=True, key=f"need-{number}"):
+            with st.container(border=True, key=f"need-card-{number}"):
                 widgets.state_badge(run.shown_state)
                 st.markdown(f"**{widgets.plain(run.name)}**: {widgets.plain(need.sentence)}")
                 _open(need, run, number)

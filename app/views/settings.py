@@ -76,7 +76,7 @@ def _serving() -> None:
         st.code(other, language=None, wrap_lines=True)
     else:
         st.markdown("Questions on *Try it* are answered by the built-in model server, on this machine.")
-        st.caption("CAFE_OPENAI_BASE_URL at the console's start names another, such as vLLM: http://127.0.0.1:8000/v1.")
+        st.caption("CAFE_OPENAI_BASE_URL at the console's start names another, such as vLLM: `http://127.0.0.1:8000/v1`.")
     rows = [{"Variable": name, "State": "set" if os.environ.get(name) else "not set", "Holds": told} for name, told in _SECRETS]
     st.dataframe(rows, hide_index=True, alt="Secrets by environment variable, and whether they are set")
     st.caption("Secrets are read from the environment of whoever starts the console. They are never stored and never shown.")

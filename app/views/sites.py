@@ -60,12 +60,15 @@ def _page(store: Desk, federation: Federation) -> None:
     if not sites:
         st.write("No sites yet. Add the first one: a name, whether it has a GPU, and its data file.")
     else:
-        st.fragment(_live, run_every=frame.pace(store))(federation.name)
+        every = frame.pace(store)
+        st.fragment(_live, run_every=every)(federation.name, every)
     st.caption(ELSEWHERE)
 
 
-def _live(name: str) -> None:
+def _live(name: str, every: float) -> None:
     with widgets.guard("sites list"), frame.desk() as store:
+        if frame.pace(store) != every:
+            st.rerun()  # a run began or ended: look more or less often
         federation = federations.get(name)
         if sites := list(federation.data.get("sites") or []):
             _listed(store, federation, sites)
@@ -109,7 +112,7 @@ def _row(
         "Site": name,
         "Kind": KINDS.get(str(site.get("kind")), str(site.get("kind"))),
         "State": _state(now.get(name), history),
-        "Since": widgets.when(history.last.ended or history.last.sent) if history.last else "",
+        "Last answer": widgets.when(history.last.ended or history.last.sent) if history.last else "",
         "Records usable": _records(check),
         "Privacy spent": history.spent,
         "Its own limit": f"ε {limit[0]:g} at δ {limit[1]:g}" if limit else "none set",
