@@ -136,7 +136,8 @@ def _number(name: str, asked: Shape, value: Any, default: Any, common: dict[str,
     whole = asked.kind == "int"
     as_is: Callable[[Any], Any] = int if whole else float
     bounds: dict[str, Any] = {"min_value": asked.low, "max_value": asked.high, "value": value}
-    return st.number_input(
+    widget: Any = st.number_input  # its many signatures tell whole from broken numbers; here the schema does
+    return widget(
         name,
         **{bound: None if number is None else as_is(number) for bound, number in bounds.items()},
         step=1 if whole else _step(value if value is not None else default),

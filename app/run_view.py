@@ -43,11 +43,11 @@ def _panel(run_id: str, key: str, details: bool, was_running: bool, more: More |
         if seen.run.error and seen.state == "Failed":
             widgets.failure_card(seen.run.error, f"{key} {run_id}", run=seen.run)
         buttons(seen, key)
-        if seen.sites:
+        if seen.run.active or any(site.doing for site in seen.sites):
             sites_table(seen)
-        curve(seen)
         if more:
             more(store, seen)
+        curve(seen)
         if details:
             events(store, run_id)
             log_tail(seen)

@@ -55,13 +55,24 @@ def nothing() -> None:
         st.switch_page("views/home.py")
 
 
-def below(run: Run | None, form: Callable[[], None]) -> None:
-    """The form by itself; where there is a run to watch, below it and closed."""
-    if run is None:
-        form()
-    else:
-        with st.expander("Plan the next run", icon=":material/edit_note:"):
-            form()
+def draw(run: Run | None, watch: Callable[[Run], None], federation: Federation | None, form: Callable[[Federation], None]) -> None:
+    """The run to watch and the form for the next one, each on a leaf of its own; a new run opens the first leaf again."""
+    if run is None and federation is None:
+        nothing()
+    elif run is None and federation is not None:
+        form(federation)
+    elif run is not None and federation is None:
+        watch(run)
+    elif run is not None and federation is not None:
+        first, second = st.tabs(["Run", "Plan the next run"], key=f"leaves {run.id}")
+        with first:
+            st.caption(
+                f"Run {widgets.plain(run.id)}, started {widgets.when(run.created)}"
+                + (f" by {widgets.plain(run.operator)}" if run.operator else "")
+            )
+            watch(run)
+        with second:
+            form(federation)
 
 
 def told() -> None:
@@ -70,7 +81,17 @@ def told() -> None:
         st.info(widgets.plain(words), icon=":material/info:")
 
 
-def panel(federation: Federation, edited: Values, stage: int, key: str) -> RunSettings | None:
+def decide(run_id: str) -> None:
+    """A set waits for the operator: the way to it."""
+    with st.container(border=True):
+        st.markdown("**The synthetic set is made and waits for you.** Read it, leave out what is wrong, approve or reject it.")
+        if st.button("Read and decide", type="primary", icon=":material/fact_check:"):
+            st.switch_page("views/datasets.py", query_params={"run": run_id})
+
+
+def panel(
+    federation: Federation, edited: Values, stage: int, key: str, more: Callable[[RunSettings, Forecast], None] | None = None
+) -> RunSettings | None:
     """What a start would cost, what it may hope for, and the buttons. Returns the settings where they are complete."""
     settings = looked = None
     with st.container(border=True):
@@ -83,6 +104,8 @@ def panel(federation: Federation, edited: Values, stage: int, key: str) -> RunSe
         if settings and looked:
             _cost(settings, looked, stage)
             _refused(looked, edited, key)
+            if more:
+                more(settings, looked)
     _buttons(federation, edited, settings, looked, key)
     return settings
 

@@ -29,12 +29,7 @@ def main() -> None:
     widgets.heading("Generate", _EXPLAINED)
     start.told()
     federation, run = start.about()
-    if federation is None and run is None:
-        start.nothing()
-    if run is not None:
-        _run(run)
-    if federation is not None:
-        start.below(run, lambda: _form(federation))
+    start.draw(run, _run, federation, _form)
 
 
 def _form(federation: Federation) -> None:
@@ -128,10 +123,7 @@ def _run(run: Run) -> None:
         with frame.desk() as store:
             seen = overview.look(store, run.id)
         if seen.awaits_approval:
-            with st.container(border=True):
-                st.markdown("**The synthetic set is made and waits for you.** Read it, leave out what is wrong, approve or reject it.")
-                if st.button("Read and decide", type="primary", icon=":material/fact_check:"):
-                    st.switch_page("views/datasets.py", query_params={"run": run.id})
+            start.decide(run.id)
         run_view.watch(run.id, "generate", more=_votes)
         with st.container(horizontal=True):
             st.page_link("views/datasets.py", label="Its synthetic set", icon=":material/dataset:", query_params={"run": run.id})
