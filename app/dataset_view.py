@@ -86,7 +86,7 @@ def _leave_all(dataset: Dataset, rows: Sequence[int], which: str) -> None:
 def _row(dataset: Dataset, row: int, waits: bool) -> None:
     """One text as it was written, and the box that leaves it out."""
     record, key = dataset.rows[row], f"out {dataset.run} {dataset.attempt} {row}"
-    with st.container(border=True, key=f"row {row}"):
+    with st.container(border=True, key=f"row {row}", gap="xsmall"):
         with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
             label = widgets.plain(record.answer) if dataset.made.settings.task.kind == "classification" else ""
             st.caption(f"Row {row + 1}" + (f" · {label}" if label else ""), width="content")
@@ -149,8 +149,8 @@ def _labels(labels: Sequence[datasets.Share]) -> None:
         .mark_bar()
         .encode(x=alt.X("rows:Q", title="rows", axis=alt.Axis(tickMinStep=1)), y=alt.Y("label:N", sort=None, title=None))
     )
-    st.altair_chart(bars.properties(height=max(120, 22 * len(labels))), alt=told)
-    st.caption(f"{told} The shares are the operator's quotas and say nothing about the sites.")
+    st.altair_chart(bars.properties(height=70 + 24 * len(labels)), alt=told)
+    st.caption(f"{told} They come from the operator's quotas and from what the generator could write; they say nothing about the sites.")
     table = [{"Label": one.label, "Rows": one.rows, "Share": f"{one.share:.1%}".replace("%", " %")} for one in labels]
     with st.expander("As a table"):
         st.dataframe(table, hide_index=True, alt="Rows and share of every label")
@@ -163,6 +163,7 @@ def _lengths(texts: Sequence[str]) -> None:
     st.subheader("Lengths", anchor=False)
     rows = pd.DataFrame([{"words": f"{low}" if low == high else f"{low}–{high}", "rows": rows} for low, high, rows in found.bins])
     told = f"Words per text: {found.shortest} to {found.longest}, half of the texts have {found.median:g} or fewer."
+    told = told if found.shortest < found.longest else f"Every text has {found.shortest} words."
     bars = (
         alt.Chart(rows)
         .mark_bar()
@@ -213,19 +214,21 @@ def _privacy(dataset: Dataset) -> None:
     stage = promise["stage1"]
     st.subheader("The formal statement", anchor=False)
     st.markdown(f"Stage 1, votes of {dataset.made.weak} sites for these texts: **{cards.told(promise, 'stage1')}**.")
+    lines = []
     if isinstance(stage, dict):
         adder = {"server": "the server adds it once, to the sum", "local": "every site adds it to its own message"}
-        st.markdown(
-            f"- **Unit**: {stage['unit']}, that is all records of one site.\n"
-            f"- **Adjacency**: {stage['adjacency']}; what the server sees changes little when one site's votes become zero.\n"
-            f"- **δ** = {stage['delta']:g}: the probability with which the bound may fail.\n"
-            f"- **Trust**: who adds the noise: {adder.get(stage['trust'], stage['trust'])}.\n"
-            f"- **Counted**: {stage['releases']} releases, all attempts of this run's stage 1 together."
-        )
-    st.markdown(
-        "- **Not covered**: what the generator has seen in its own training; the public label list and examples; who takes part;"
+        lines = [
+            f"**Unit**: {stage['unit']}, that is all records of one site.",
+            f"**Adjacency**: {stage['adjacency']}; what is released changes little when one site's votes become zero.",
+            f"**δ** = {datasets.short(stage['delta'])}: the probability with which the bound may fail.",
+            f"**Trust**: who adds the noise: {adder.get(stage['trust'], stage['trust'])}.",
+            f"**Counted**: {stage['releases']} releases, all attempts at a set in that run together.",
+        ]
+    lines.append(
+        "**Not covered**: what the generator has seen in its own training; the public label list and examples; who takes part;"
         " what the same sites spent in other runs."
     )
+    st.markdown("\n".join(f"- {line}" for line in lines))
     found = datasets.spent(dataset)
     rows = [{"Site": site, "ε": accounting.NO_GUARANTEE if math.isinf(one) else f"{one:g}"} for site, one in found.items()]
     if rows:
