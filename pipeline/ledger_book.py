@@ -14,17 +14,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
-from cafe_kit import ledger as site_side
 from cafe_kit.errors import CafeError
-from cafe_kit.policy import Policy, load_policy
 
-from pipeline import catalogue
+from pipeline import catalogue, site_accounts
 from pipeline.accounting import NO_GUARANTEE, epsilon_spent
 from pipeline.home import home
 from pipeline.settings import RunSettings
+from pipeline.site_accounts import Account
 from server_store.errors import StoreError
 from server_store.ledger import Charge, Ledger, LedgerRelease
 from server_store.store import Store
@@ -62,7 +60,7 @@ class SiteTotal:
 
     counted: epsilon of its noised releases as this server counted them; reported: by the site's own ledger, None where that is
     not on this machine. this_run: of it, the run that was asked for. at_limit: what the limit is compared with, at its own delta.
-    only_site, only_server: releases that one of the two has charged and the other has not.
+    only_site, only_server: releases that one of the two has charged and the other has not, but for runs that are under way.
     """
 
     federation: str
@@ -104,10 +102,12 @@ class SiteTotal:
         used = "The site's figure is used." if self.reported >= self.counted else "This server's figure is used, the larger one."
         reasons = []
         if self.only_site:
-            reasons.append(f"The site charged {_times(self.only_site, 'answer')} for which this server's ledger has no release (yet).")
+            reasons.append(f"The site charged {_times(self.only_site, 'answer')} for which this server's ledger has no release.")
         if self.only_server:
             reasons.append(f"This server charged {_times(self.only_server, 'release')} that the site did not answer.")
         figures = f"Site {self.site} reports ε {self.reported:g}, this server counted {self.counted:g}. {used}"
+        if self.reported == self.counted:
+            figures = f"Site {self.site} and this server did not charge the same releases; by both it spent ε {self.counted:g}."
         return " ".join([figures, *reasons])
 
     @property
@@ -161,7 +161,8 @@ def read(store: Store, *, run: str | None = None, delta: float | None = None) ->
     names = {known.id: known.name for known in store.runs()}
     federation = {one: federation_of(one, names) for one in {charge.run for charge in charges}}
     asked = {value for one in federation if one in names for value in deltas_of(store, one).values()}
-    seats = _seats({(federation[charge.run], charge.site) for charge in charges})
+    moving = {known.id for known in store.runs() if known.active}
+    seats = site_accounts.of({(federation[charge.run], charge.site) for charge in charges})
     deltas = tuple(sorted(asked | {seat.policy.delta for seat in seats.values() if seat.policy and seat.policy.max_epsilon}))
     shown = delta or max(asked, default=USUAL_DELTA)
     by_site: dict[tuple[str, str], list[Charge]] = {key: [] for key in sorted(seats)}
@@ -169,7 +170,7 @@ def read(store: Store, *, run: str | None = None, delta: float | None = None) ->
         by_site[federation[charge.run], charge.site].append(charge)
     return Book(
         entries=_entries(ledger.releases() if ledger else [], charges, federation),
-        sites=() if problem else tuple(_total(*key, own, seats[key], shown, run) for key, own in by_site.items()),
+        sites=() if problem else tuple(_total(*key, own, seats[key], shown, run, moving) for key, own in by_site.items()),
         delta=shown,
         deltas=tuple(sorted({*deltas, shown})),
         head=ledger.head() if ledger else "",
@@ -225,44 +226,11 @@ def noise_words(terms: Mapping[str, Any]) -> str:
     return f"Gaussian noise of {sigma / clip:.3g} × clip, clip {clip / grid:.3g} (L2), grid 1/{grid}, added by {adder}"
 
 
-# --- the sites of this machine ---------------------------------------------------------------------------------------
+# --- totals ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Seat:
-    """What a site of this machine says of itself."""
-
-    policy: Policy | None = None
-    charges: tuple[site_side.Charge, ...] | None = None  # None: no ledger of the site's own is here
-    head: str = ""
-    problem: CafeError | None = None
-
-
-def _seats(charged: Iterable[tuple[str, str]]) -> dict[tuple[str, str], _Seat]:
-    """Of every site that this server charged, and of those here that have charges which this server does not know."""
-    root = home("sites")
-    found = {key: _seat(root / key[0] / key[1]) for key in charged}
-    for folder in sorted(root.glob("*/*/ledger")):
-        key = (folder.parent.parent.name, folder.parent.name)
-        if key not in found and any(folder.glob("*.json")):
-            found[key] = _seat(folder.parent)
-    return found
-
-
-def _seat(folder: Path) -> _Seat:
-    """Reads only what is there: neither a limit nor a ledger is made by looking."""
-    try:
-        policy = load_policy(folder / "policy.toml") if (folder / "policy.toml").is_file() else None
-        if not (folder / "ledger").is_dir():
-            return _Seat(policy)
-        own = site_side.SiteLedger(folder / "ledger")
-        return _Seat(policy, own.charges, own.head)
-    except CafeError as error:
-        return _Seat(problem=error)
-
-
-def _total(federation: str, site: str, charges: list[Charge], seat: _Seat, delta: float, run: str | None) -> SiteTotal:
-    own = None if seat.charges is None else [_as_ours(charge) for charge in seat.charges]
+def _total(federation: str, site: str, charges: list[Charge], seat: Account, delta: float, run: str | None, moving: set[str]) -> SiteTotal:
+    own = seat.charges
     theirs = {_place(charge) for charge in own or ()}
     ours = {_place(charge) for charge in charges}
     limit, limit_delta = (seat.policy.max_epsilon, seat.policy.delta) if seat.policy else (None, delta)
@@ -281,19 +249,16 @@ def _total(federation: str, site: str, charges: list[Charge], seat: _Seat, delta
         limit=limit,
         limit_delta=limit_delta,
         at_limit=max(_epsilon(charges, limit_delta), _epsilon(own or [], limit_delta)) if limit else 0.0,
-        only_site=len(theirs - ours) if own is not None else 0,
-        only_server=len(ours - theirs) if own is not None else 0,
+        only_site=_ended(theirs - ours, moving) if own is not None else 0,
+        only_server=_ended(ours - theirs, moving) if own is not None else 0,
         own_head=seat.head,
         problem=seat.problem,
     )
 
 
-def _as_ours(charge: site_side.Charge) -> Charge:
-    """A site's charge in the server's form, so that one accountant counts both."""
-    run, stage, attempt, number, *rest = charge.release_id.split("/")
-    mu2 = charge.cost if charge.mu_squared else None
-    terms = {"clip_steps": charge.clip_steps, "sigma_steps": charge.sigma_steps}
-    return Charge(charge.release_id, run, int(stage), int(attempt), int(number), rest[-1], rest[0], mu2, terms)
+def _ended(places: set[_Place], moving: set[str]) -> int:
+    """A run that is under way charges at the site first, and here when the round closes: no difference yet."""
+    return sum(place[0] not in moving for place in places)
 
 
 def _place(charge: Charge) -> _Place:

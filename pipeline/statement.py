@@ -230,8 +230,8 @@ def _words(entries: Sequence[Entry]) -> str:
                 f"Unit: {units}. Adjacency: {ADJACENCY}: the released numbers would look nearly the same, had one site sent zeros.",
                 "ε bounds how much more certain anybody can become about a whole site's data; δ is a small chance that the bound fails.",
                 f"Trust: {trusts}.",
-                f"Counted with dp-accounting {version('dp-accounting')} (privacy loss distributions, every site in each "
-                "release, no amplification) and again by the closed form of the Gaussian mechanism; no figure is given unless both agree to 0.1 %.",
+                f"Counted with dp-accounting {version('dp-accounting')} (privacy loss distributions, every site in each release,"
+                " no amplification) and by the closed form of the Gaussian mechanism; no figure is given unless both agree to 0.1 %.",
             ]
         ),
     )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import pandas as pd
 import streamlit as st
-from cafe_kit.errors import CafeError
 
 from app import downloads, frame, widgets
 from pipeline import ledger_book
@@ -130,21 +129,17 @@ def _choose_delta(book: Book) -> None:
 
 
 def _gauge(total: SiteTotal, several: bool) -> None:
+    """The number, its limit as a bar, and both in words."""
     where = f" · {widgets.plain(total.federation)}" if several else ""
     st.markdown(f"**{widgets.plain(total.site)}**{where}")
-    noised = total.releases - total.without_noise
-    st.metric("Privacy spent, ε", f"{total.spent:g}" if noised else "–", label_visibility="visible")
-    if total.share is not None and noised:
-        st.progress(total.share, text=widgets.plain(total.limit_sentence))
-    elif noised:
-        st.caption(widgets.plain(total.limit_sentence))
+    noised = total.releases > total.without_noise
+    if noised:
+        st.metric("Privacy spent, ε", f"{total.spent:g}")
     if not total.guaranteed:
         st.badge("no formal guarantee", icon=":material/shield_question:", color="gray")
-    st.caption(widgets.plain(total.sentence))
-    if total.this_run:
-        st.caption(f"Of it in the chosen run: ε {total.this_run:g}.")
-    if total.reported is not None and not total.difference:
-        st.caption("The site's own ledger says the same.")
+    if total.share is not None and noised:
+        st.progress(total.share, text=widgets.plain(total.limit_sentence))
+    st.caption(widgets.plain(" ".join(_told(total, noised))))
     st.link_button(
         "Statement",
         downloads.house_url("site-statement.html", federation=total.federation, site=total.site),
@@ -152,6 +147,18 @@ def _gauge(total: SiteTotal, several: bool) -> None:
         type="tertiary",
         key=f"statement {total.federation} {total.site}",
     )
+
+
+def _told(total: SiteTotal, noised: bool) -> list[str]:
+    """The card's small print."""
+    parts = [total.sentence[:1].upper() + total.sentence[1:] if not noised else total.sentence]
+    if total.this_run:
+        parts.append(f"Of it in the chosen run: ε {total.this_run:g}.")
+    if noised and total.share is None:
+        parts.append(total.limit_sentence)
+    if total.reported == total.counted and not total.difference:
+        parts.append("The site's own ledger says the same.")
+    return parts
 
 
 def _site_table(totals: list[SiteTotal]) -> None:

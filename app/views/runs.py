@@ -161,21 +161,22 @@ def _sites(store: Desk, run: Run) -> None:
         return
     rows = [
         {
-            "Site": one.site,
+            "Site": "(all without a GPU)" if one.by_server and one.site == "all" else one.site,
             "Who worked": "the server, on synthetic text" if one.by_server else "the site, on its own records",
             "Asked": one.asked,
             "Answered": one.answered,
             "Refused": one.refused,
             "Failed": one.failed,
             "Late": one.late,
-            "Loading (s)": round(one.load, 1),
-            "Work (s)": round(one.work, 1),
-            "Clip, noise, seal (s)": round(one.release, 2),
+            "Loading (s)": one.load,
+            "Work (s)": one.work,
+            "Clip, noise, seal (s)": one.release,
             "Last error": one.last_error or "–",
         }
         for one in found
     ]
-    st.dataframe(pd.DataFrame(rows), hide_index=True, alt="What was asked of each site, and what became of it")
+    seconds = {name: st.column_config.NumberColumn(format="%.2f") for name in rows[0] if name.endswith("(s)")}
+    st.dataframe(pd.DataFrame(rows), hide_index=True, column_config=seconds, alt="What was asked of each site, and what became of it")
     st.caption("Seconds are those that the sites told with their answers. A late answer was deleted unread.")
 
 
