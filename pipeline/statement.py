@@ -168,11 +168,11 @@ def _sum(groups: dict[_Group, list[str]]) -> str:
     if not groups:
         return "Nothing was released in this run, and nothing was spent."
     bare = sum(len(sites) for group, sites in groups.items() if group[-1] == NO_GUARANTEE)
-    figures = {group[-1]: sites for group, sites in groups.items() if group[-1] != NO_GUARANTEE}
+    covered = sum(map(len, groups.values())) - bare
     parts = []
-    if figures:
-        most = max(figures, key=lambda figure: float(figure.split()[1]))
-        parts.append(f"The most that a site spent with a guarantee: {most}, for {sum(map(len, figures.values()))} sites.")
+    if covered:
+        most = max((group[-1] for group in groups if group[-1] != NO_GUARANTEE), key=lambda figure: float(figure.split()[1]))
+        parts.append(f"The most that a site spent with a guarantee: {most}, for {covered} {'site' if covered == 1 else 'sites'}.")
     if bare:
         parts.append(f"{bare} {'site' if bare == 1 else 'sites'} took part without noise: {NO_GUARANTEE}.")
     return " ".join(parts)
