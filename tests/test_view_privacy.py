@@ -1,0 +1,130 @@
+"""*Privacy ledger* in its states: nothing spent, charges, no noise, a difference, a damaged ledger, unknown addresses."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from server_store.store import Store
+from tests import ledgers
+from tests.ledgers import RUN
+from tests.test_ledger import ROOT
+
+HOSTILE = "<script>alert(1)</script>**x** :red[y] $z$ [a](http://b)"
+OTHER = "demo-20260203-040506-beef"
+
+
+def _page(**query: str) -> AppTest:
+    page = AppTest.from_file(str(ROOT / "app" / "pages.py"), default_timeout=30)
+    page.switch_page("views/privacy.py")
+    for key, value in query.items():
+        page.query_params[key] = value
+    page.run()
+    assert not page.exception, page.exception
+    return page
+
+
+def _told(page: AppTest) -> str:
+    """All words of the page, with the marks that keep words of people harmless taken away."""
+    found = [str(one.value) for kind in ("markdown", "caption", "subheader", "info", "warning", "code", "title") for one in page.get(kind)]
+    found += [one.proto.text for one in page.get("progress")]
+    return "\n".join(found).replace("\\", "")
+
+
+def _links(page: AppTest) -> list[str]:
+    return [one.proto.url for one in page.get("link_button")]
+
+
+def test_nothing_spent_yet(cafe_home: Path) -> None:
+    page = _page()
+    assert "Nothing was spent yet." in _told(page) and not page.dataframe and _links(page) == []
+
+
+def test_every_charge_and_every_site(cafe_home: Path) -> None:
+    ledgers.server(cafe_home, 4.0)
+    ledgers.site(cafe_home, "north", 4.0, limit="max_epsilon = 8.0\n")
+    page = _page()
+    told = _told(page)
+    assert "The chain of hashes over 2 releases is unbroken." in told
+    assert [one.value for one in page.metric] == ["4", "4"]
+    assert "ε 4 of its own limit 8, both at the site's δ 1e-05." in told and [one.proto.value for one in page.get("progress")] == [50]
+    assert "The site's own ledger says the same." in told and "This site has set no limit of its own." in told
+    charges = page.dataframe[0].value
+    assert list(charges["Round"]) == [2, 1] and set(charges["Sites"]) == {"2: north, south"} and set(charges["State"]) == {"sealed"}
+    assert "files/ledger.csv" in _links(page) and "files/site-statement.html?federation=demo&site=north" in _links(page)
+
+
+def test_the_address_narrows_the_charges(cafe_home: Path) -> None:
+    ledgers.server(cafe_home, 4.0)
+    ledgers.server(cafe_home, 1.0, run=OTHER, sites=("south",))
+    page = _page(run=RUN, site="south")
+    assert set(page.dataframe[0].value["Run"]) == {RUN} and len(page.metric) == 1
+    assert "Of it in the chosen run: ε 4." in _told(page)
+    assert f"files/runs/{RUN}/statement.html" in _links(page) and f"files/ledger.csv?run={RUN}&site=south" in _links(page)
+    page.selectbox[0].set_value("all").run()
+    assert not page.exception and set(page.dataframe[0].value["Run"]) == {RUN, OTHER} and "run" not in page.query_params
+
+
+def test_without_noise_there_is_no_guarantee(cafe_home: Path) -> None:
+    ledgers.server(cafe_home, None, stage=2)
+    page = _page()
+    assert not page.metric and "No formal guarantee: 2 releases without noise." in _told(page)
+    assert set(page.dataframe[0].value["μ² per site"]) == {"no formal guarantee"}
+
+
+def test_a_difference_is_a_banner(cafe_home: Path) -> None:
+    ledgers.server(cafe_home, 4.0, rounds=(1,))
+    ledgers.site(cafe_home, "north", 4.0)
+    page = _page()
+    assert len(page.warning) == 1
+    assert "Site north reports ε 4, this server counted 2.695. The site's figure is used." in _told(page)
+    assert [one.value for one in page.metric] == ["4", "2.695"]
+
+
+def test_an_altered_ledger_is_a_card_and_shows_no_totals(cafe_home: Path) -> None:
+    ledgers.server(cafe_home, 4.0)
+    with sqlite3.connect(cafe_home / "ledger.db") as db:
+        db.execute("DROP TRIGGER entries_no_update")
+        db.execute("UPDATE entries SET time = 'never'")
+        db.execute("UPDATE entries SET time = '2026-01-01T00:00:00+00:00'")
+    page = _page(run=RUN)
+    assert "CAFE-666" in _told(page) and not page.metric and len(page.dataframe) == 1
+    assert not [one for one in _links(page) if "statement" in one], "nothing is stated from it"
+
+
+def test_a_file_that_is_no_ledger_is_a_card(cafe_home: Path) -> None:
+    (cafe_home / "ledger.db").write_bytes(b"no ledger at all, for a thousand bytes" * 30)
+    page = _page()
+    assert "CAFE-661" in _told(page) and not page.dataframe
+
+
+@pytest.mark.parametrize("run", ["nobody", HOSTILE])
+def test_an_unknown_run_is_told_and_the_ledger_stays(cafe_home: Path, run: str) -> None:
+    ledgers.server(cafe_home, 4.0)
+    page = _page(run=run)
+    assert "CAFE-655" in _told(page) and len(page.metric) == 2
+    page.button[-1].click().run()
+    assert "run" not in page.query_params and "CAFE-655" not in _told(page)
+
+
+def test_a_run_without_charges_says_so(cafe_home: Path) -> None:
+    Store(cafe_home / "store.db").create_run("quiet", "demo", cafe_home / "runs" / "quiet")
+    ledgers.server(cafe_home, 4.0)
+    assert "Run quiet (Queued) has charged nothing so far." in _told(_page(run="quiet"))
+
+
+def test_names_show_as_typed(cafe_home: Path) -> None:
+    ledgers.server(cafe_home, 4.0, sites=(HOSTILE,))
+    page = _page()
+    raw = "\n".join(str(one.value) for kind in ("markdown", "caption", "warning") for one in page.get(kind))
+    assert "<script>" not in raw and "**x**" not in raw and "](http" not in raw and HOSTILE in _told(page)
+    assert HOSTILE in page.dataframe[0].value["Sites"][0], "a cell is no Markdown"
+
+
+def test_many_sites_stand_in_a_table(cafe_home: Path) -> None:
+    ledgers.server(cafe_home, 4.0, sites=tuple(f"site{n:02}" for n in range(40)))
+    page = _page()
+    assert not page.metric and len(page.dataframe) == 2 and len(page.dataframe[0].value) == 40
