@@ -21,11 +21,15 @@ from app import widgets
 
 Values = dict[str, Any]
 _LABELS = {
+    "Stage1Settings.rounds": "Votes",
+    "Stage1Settings.approve": "Who approves the synthetic set",
+    "TaskSettings.kind": "Kind of task",
     "top_p": "Top p",
     "lora_rank": "LoRA rank",
     "lora_alpha": "LoRA alpha",
+    "deadline_s": "Deadline, seconds",
     "url": "URL",
-    "api_key_env": "Name of the key's variable",
+    "api_key_env": "Name of the variable that holds the key",
 }
 
 
@@ -51,7 +55,7 @@ def section(model: type[BaseModel], values: Any, fields: Iterable[str], key: str
     for at in range(0, len(names), columns):
         for column, name in zip(st.columns(columns), names[at : at + columns], strict=False):
             with column:
-                value = _field(name, model.model_fields[name], written.get(name), key)
+                value = _field(label(name, model.__name__), name, model.model_fields[name], written.get(name), key)
             put(edited, name, value, _default(model.model_fields[name]), written)
     return edited
 
@@ -83,8 +87,9 @@ def mark(stored: Any) -> str:
     return hashlib.sha256(json.dumps(stored, sort_keys=True, default=str).encode()).hexdigest()[:6]
 
 
-def label(name: str) -> str:
-    return _LABELS.get(name, name.replace("_", " ").capitalize())
+def label(name: str, model: str = "") -> str:
+    """A field's name as a person reads it."""
+    return _LABELS.get(f"{model}.{name}") or _LABELS.get(name, name.replace("_", " ").capitalize())
 
 
 def shape(field: FieldInfo) -> Shape:
@@ -101,28 +106,26 @@ def shape(field: FieldInfo) -> Shape:
     return Shape("words" if get_origin(kind) is tuple else "text", optional)
 
 
-def _field(name: str, field: FieldInfo, stored: Any, key: str) -> Any:
+def _field(shown: str, name: str, field: FieldInfo, stored: Any, key: str) -> Any:
     """One widget; returns its value, None where the field is left out."""
     asked, default = shape(field), _default(field)
     told = widgets.plain(_help(field, asked, default))
     usable = stored is not None and _usable(stored, asked)
     value = stored if usable else default
     if stored is not None and not usable:
-        st.caption(f"{label(name)}: {widgets.plain(repr(stored)[:60])} cannot stand here; the default is shown.")
+        st.caption(f"{shown}: {widgets.plain(repr(stored)[:60])} cannot stand here; the default is shown.")
     common: dict[str, Any] = {"help": told, "key": f"{key}.{name}.{mark(stored)}", "persist_state": "session"}
     if asked.kind == "choice":
-        return _choice(label(name), asked, value, common)
+        return _choice(shown, asked, value, common)
     if asked.kind == "bool":
-        return st.toggle(label(name), bool(value), **common)
+        return st.toggle(shown, bool(value), **common)
     if asked.kind in ("int", "float"):
-        return _number(label(name), asked, value, default, common)
+        return _number(shown, asked, value, default, common)
     if asked.kind == "words":
         known = list(dict.fromkeys([*(value or ()), *(default or ())]))
-        picked = st.multiselect(label(name), known, list(value or ()), accept_new_options=True, **common)
+        picked = st.multiselect(shown, known, list(value or ()), accept_new_options=True, **common)
         return picked if picked != list(default or ()) or stored is not None else tuple(picked)
-    text = st.text_input(
-        label(name), "" if value is None else str(value), placeholder="left out" if asked.optional else None, **common
-    ).strip()
+    text = st.text_input(shown, "" if value is None else str(value), placeholder="left out" if asked.optional else None, **common).strip()
     return text or None
 
 
@@ -136,6 +139,9 @@ def _number(name: str, asked: Shape, value: Any, default: Any, common: dict[str,
     whole = asked.kind == "int"
     as_is: Callable[[Any], Any] = int if whole else float
     bounds: dict[str, Any] = {"min_value": asked.low, "max_value": asked.high, "value": value}
+    if asked.optional:  # only a number that begins empty can be emptied again
+        st.session_state.setdefault(common["key"], None if value is None else as_is(value))
+        bounds["value"] = None
     widget: Any = st.number_input  # its many signatures tell whole from broken numbers; here the schema does
     return widget(
         name,

@@ -44,7 +44,7 @@ def draw(written: Any, stage: int, key: str) -> Any:
     else:
         edited[f"stage{stage}"] = None
         st.badge(NO_GUARANTEE, icon=":material/info:", color="gray")
-        st.caption("What the sites send in this stage is clipped and summed, but no noise hides what one site contributed.")
+        st.caption("What the sites send in this stage is summed without noise: nothing hides what one site contributed.")
     return written if in_full(edited) == full else {name: "off" if value is None else value for name, value in edited.items()}
 
 

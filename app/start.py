@@ -114,13 +114,16 @@ def _cost(settings: RunSettings, looked: Forecast, stage: int) -> None:
     """Privacy per site, the two signal-to-noise ratios, and what the numbers mean."""
     kind = "cpu" if stage == 1 else "gpu"
     sites = [site for site in looked.sites if site.kind == kind]
-    if sites:
+    if any(site.asked is not None or site.spent for site in sites):
         st.dataframe(
             [_spend(site) for site in sites],
             hide_index=True,
             alt=f"Privacy spent by every site of stage {stage}: so far, by this run, and after it",
         )
         st.caption("ε per site; what several sites spend is never added up." + _unguarded(sites))
+    elif sites:
+        st.badge(NO_GUARANTEE, icon=":material/info:", color="gray")
+        st.caption(f"Stage {stage} adds no noise, so there is no ε to count." + _unguarded(sites))
     left, right = st.columns(2)
     left.metric("Vote signal : noise", _ratio(looked.vote_snr), help="Stage 1. Below 1 the sites' votes drown in the noise.")
     unknown = looked.trained is None and settings.privacy.stage2 is not None
@@ -145,7 +148,7 @@ def _spend(site: SiteSpend) -> dict[str, str]:
 
 def _unguarded(sites: list[SiteSpend]) -> str:
     most = max(site.unguarded for site in sites)
-    return f" Up to {most} earlier releases had no formal guarantee and are in no ε." if most else ""
+    return f" Earlier releases without a formal guarantee, in no ε: {most}." if most else ""
 
 
 def _ratio(snr: float | None) -> str:
@@ -191,7 +194,8 @@ def _buttons(federation: Federation, edited: Values, settings: RunSettings | Non
             federations.save(federation.name, edited)
             st.toast("Saved.")
             st.rerun()
-    st.caption(why or ("Not saved yet; a start saves it." if changed else "Saved."))
+    if why or changed:
+        st.caption(why or "Not saved yet; a start saves it.")
     failed = st.session_state.get(_ERROR)
     if failed and failed[0] == edited:
         widgets.failure_card(failed[1], f"{key} start")
