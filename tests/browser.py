@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Download, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Download, Locator, Page, expect, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,6 +33,7 @@ ADDRESSES = {
 }  # fmt: skip
 PATIENCE_S = 30.0  # for one look, on a machine that does other things too
 _LEFT_OUT = {"no_proxy", "http_proxy", "https_proxy", "all_proxy"}
+_BASE_PATH_TRIED = re.compile(r"/\w+/_stcore/(health|host-config)$")  # Streamlit asks below a page's address first, and at the root then
 _LOST_CONNECTION = re.compile(r"ERR_CONNECTION_|ERR_EMPTY_RESPONSE|ERR_INCOMPLETE|WebSocket|ERR_FAILED", re.I)
 
 
@@ -121,7 +122,7 @@ class Operator:
         self.complaints: list[str] = []
         self.popped_up: list[str] = []
         self.context.on("request", lambda request: self.requests.append(request.url))
-        self.context.on("console", lambda word: self.complaints.append(word.text) if word.type == "error" else None)
+        self.context.on("console", self._hear)
         self.context.on("weberror", lambda error: self.complaints.append(f"script error: {error.error}"))
         self.saved: list[Download] = []
         self.context.on("page", self._watch)
@@ -264,6 +265,11 @@ class Operator:
         page.on("dialog", self._popup)
         page.on("websocket", lambda socket: self.requests.append(socket.url))
         page.on("download", lambda download: self.saved.append(download))
+
+    def _hear(self, word: ConsoleMessage) -> None:
+        where = str(word.location.get("url", ""))
+        if word.type == "error" and not _BASE_PATH_TRIED.search(where):
+            self.complaints.append(f"{word.text} ({where})")
 
     def _popup(self, dialog: Any) -> None:
         self.popped_up.append(dialog.message)

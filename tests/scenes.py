@@ -7,6 +7,7 @@ its behalf is killed. Nothing is written into the store by hand; what a page sho
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,7 @@ class HostileModels(TinyModels):
     """A generator that writes what a page must not obey; ``CAFE_MODELS=tests.scenes:HostileModels``."""
 
     def complete(self, prompts: Any, *, seed: int, progress: Any = None, **more: Any) -> list[str]:
-        return [f"{HOSTILE} {text}" for text in super().complete(prompts, seed=seed, progress=progress, **more)]
+        return [f"{text} {HOSTILE.replace('1', '2')}" for text in super().complete(prompts, seed=seed, progress=progress, **more)]
 
 
 @dataclass
@@ -54,6 +55,23 @@ class Scene:
     def row(self) -> Run:
         assert self.federation
         return self.federation.store.run(self.run)
+
+    def all_runs(self) -> list[Run]:
+        assert self.federation
+        return self.federation.store.runs()
+
+    def step_names(self) -> set[str]:
+        assert self.federation
+        return {step.name for step in self.federation.store.steps(self.run)}
+
+    def words(self) -> list[dict[str, Any]]:
+        """What the operator said on each attempt at a synthetic set."""
+        assert self.federation
+        return [step.facts for step in self.federation.store.steps(self.run) if step.name.endswith("/approval")]
+
+    def rounds_scored(self) -> int:
+        """Federated rounds that are over; round 0 is the warm start."""
+        return sum(bool(re.fullmatch(r"stage2/\d+/[1-9]\d*/score", name)) for name in self.step_names())
 
     def ends(self) -> None:
         """Kills what still runs on behalf of this home."""
@@ -82,7 +100,7 @@ def draft(folder: Path, **settings: Any) -> Scene:
 def running(folder: Path, *, seconds: str = SLOW_S, **settings: Any) -> Scene:
     """In the second stage, a score is there already, and sites are at work."""
     scene = draft(folder, **{"stage2": LONG, **settings})
-    return _work(scene, "running", lambda: _steps(scene) >= 1, CAFE_TINY_SECONDS=seconds)
+    return _work(scene, "running", lambda: scene.rounds_scored() >= 1, CAFE_TINY_SECONDS=seconds)
 
 
 def waiting(folder: Path, **settings: Any) -> Scene:
@@ -187,9 +205,3 @@ def _work(scene: Scene, name: str, until: Callable[[], bool], **environment: str
         assert time.monotonic() < end, "the run does not get on"
         time.sleep(0.05)
     return scene
-
-
-def _steps(scene: Scene) -> int:
-    """Federated rounds that were scored."""
-    assert scene.federation
-    return sum(step.name.startswith("stage2/1/") and step.name.endswith("/score") for step in scene.federation.store.steps(scene.run)) - 1
