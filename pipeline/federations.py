@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cafe_kit.errors import CafeError
-from cafe_kit.records import OPTIONAL_ROLES, ROLES, DataSource, column_names, read
+from cafe_kit.records import OPTIONAL_ROLES, ROLES, DataSource, column_names, fingerprint, read
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -30,7 +30,7 @@ _PUBLIC = {"labels": "labels.txt", "examples": "examples", "test": "test"}  # wh
 _USUAL = {  # role → what its column is often called
     "text": ("message", "body", "content", "note", "question", "sentence", "utterance", "comment"),
     "label": ("class", "category", "intent", "topic", "target", "department", "answer"),
-    "instruction": ("prompt", "question", "query"),
+    "instruction": ("prompt", "question", "query", "message", "text"),
     "input": ("context",),
     "output": ("response", "answer", "completion", "reply"),
 }
@@ -65,6 +65,11 @@ class SiteCheck:
 
     records: int
     problem: CafeError | None
+
+    @property
+    def early(self) -> bool:
+        """The file is there, but the task is not described well enough yet to count its records (no labels, say)."""
+        return self.problem is not None and self.problem.code.startswith("CAFE-6")
 
 
 @dataclass(frozen=True)
@@ -177,6 +182,7 @@ def check_site(federation: Federation, site: Mapping[str, Any]) -> SiteCheck:
     """Read the site's data with the kit's own reader; only the number of usable records leaves this function."""
     try:
         known = _site(site, federation.folder)
+        fingerprint(DataSource(known.data))
         task = federation.data.get("task") or {}
         probe = build(
             {

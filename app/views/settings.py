@@ -141,7 +141,7 @@ def _remove_demo() -> None:
         "The pretend clinics, every run of the demo with its synthetic texts and adapters, and its chats are deleted. "
         "**Charges stay in the privacy ledger.** This cannot be undone."
     )
-    typed = st.text_input(f"Type *{WORD}* to go on", key="remove-demo-word")
+    typed = st.text_input(f"Type “{WORD}” to go on", key="remove-demo-word")
     if st.button("Remove", icon=":material/delete:", key="remove-demo-yes", disabled=typed.strip() != WORD):
         with widgets.guard("remove demo"):
             premises.remove_demo()

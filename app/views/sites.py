@@ -32,6 +32,7 @@ ELSEWHERE = (
     "Sites elsewhere join with a kit; that comes with a later release. Until then every site is a process of this machine, "
     "with a data file that this machine can read."
 )
+EARLY = "Records are counted as soon as the task is described: its labels belong on Generate."
 KINDS = {"cpu": "no GPU", "gpu": "GPU"}
 _SMALL = 2**20  # bytes; larger files are read when asked for
 _ORDERS = 100
@@ -160,7 +161,7 @@ def _checked(name: str, asked: str, fingerprint: tuple[int, ...]) -> SiteCheck:
 
 
 def _records(check: SiteCheck | None) -> str:
-    if check is None:
+    if check is None or check.early:
         return "not counted"
     return f"{check.records:,}" if check.problem is None else check.problem.code
 
@@ -170,8 +171,10 @@ def _for_checks(federation: Federation, checks: dict[str, SiteCheck | None]) -> 
     if uncounted and st.button(f"Count the records of {len(uncounted)} larger files", icon=":material/tag:", key="count"):
         st.session_state["sites-asked"] = list(checks)
         st.rerun()
-    problems = [name for name, check in checks.items() if check and check.problem]
-    return f" A code instead of a number says that the data cannot be used ({len(problems)} sites)." if problems else ""
+    if any(check and check.early for check in checks.values()):
+        return f" {EARLY}"
+    problems = any(check and check.problem for check in checks.values())
+    return " A code in place of a number: select the row to see why its data cannot be used." if problems else ""
 
 
 # -- one site ----------------------------------------------------------------------------------------------------------
@@ -184,7 +187,7 @@ def _detail(store: Desk, federation: Federation, site: dict[str, Any], history: 
         st.badge(KINDS.get(str(site.get("kind")), "?"), icon=":material/memory:", color="gray")
         if st.button("Remove…", icon=":material/delete:", type="tertiary", key="remove-site"):
             _remove(federation.name, name)
-    if check and check.problem:
+    if check and check.problem and not check.early:
         widgets.failure_card(check.problem, f"data {name}", site=name)
     st.caption("Data file")
     st.code(str(site.get("data", "")), language=None, wrap_lines=True)
@@ -305,7 +308,9 @@ def _columns(federation: Federation, data: str) -> dict[str, str]:
 
 
 def _tell(check: SiteCheck) -> None:
-    if check.problem:
+    if check.early:
+        st.info(EARLY, icon=":material/info:")
+    elif check.problem:
         widgets.failure_card(check.problem, "site check")
     else:
         st.success(f"{check.records:,} records are usable.", icon=":material/check_circle:")
@@ -314,7 +319,7 @@ def _tell(check: SiteCheck) -> None:
 def _try_to_add(federation: Federation, site: dict[str, Any], anyway: bool) -> None:
     with widgets.guard("add"):
         check = federations.check_site(federation, site)
-        if check.problem and not anyway:
+        if check.problem and not check.early and not anyway:
             _tell(check)
             return
         federations.add_site(federation.name, {key: value for key, value in site.items() if value})
@@ -324,7 +329,8 @@ def _try_to_add(federation: Federation, site: dict[str, Any], anyway: bool) -> N
 @st.dialog("Remove a site")
 def _remove(federation: str, site: str) -> None:
     st.markdown("The site leaves the federation's settings. Its data file, its own ledger and what it has spent stay as they are.")
-    typed = st.text_input(f"Type its name to remove it: {widgets.plain(site)}", key="remove-name")
+    st.code(site, language=None, wrap_lines=True)
+    typed = st.text_input("Type its name to remove it", key="remove-name")
     if st.button("Remove", key="remove-yes", disabled=typed.strip() != site, icon=":material/delete:"):
         with widgets.guard("remove"):
             run = launch.store().active_run(federation)
