@@ -31,13 +31,11 @@ _STATES = {"reserved": "charged, not yet sealed", "sealed": "sealed", "lost": "b
 def main() -> None:
     widgets.heading("Privacy ledger", _EXPLAINED)
     with widgets.guard("ledger"), frame.desk() as store:
-        if st.query_params.get("run"):
-            store_run = st.query_params["run"]
-            book = ledger_book.read(store, run=store_run, delta=_delta())
-            if store_run not in book.runs:
-                _no_charges(store, store_run)
-        else:
-            book = ledger_book.read(store, delta=_delta())
+        wanted = st.query_params.get("run")
+        with st.spinner("Counting what was spent, two ways…"):
+            book = ledger_book.read(store, run=wanted, delta=st.session_state.get("privacy-delta"))
+        if wanted and wanted not in book.runs:
+            _no_charges(store, wanted)
         if not book.entries and not book.sites:
             _nothing()
             return
@@ -47,11 +45,6 @@ def main() -> None:
         _gauges(book)
         _charges(book)
         _export(book)
-
-
-def _delta() -> float | None:
-    """The δ that was chosen on this page; None: the one that the runs asked for."""
-    return st.session_state.get("privacy-delta")
 
 
 def _nothing() -> None:
