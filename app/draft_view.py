@@ -117,7 +117,7 @@ def as_yaml(federation: Federation, edited: Values, key: str) -> None:
             "federation.yaml", federation.text, height=340, key=f"{key}.yaml.{forms.mark(federation.text)}", persist_state="session"
         )
         given = st.file_uploader("or a YAML file", ["yaml", "yml"], key=f"{key}.yaml.file", max_upload_size=1)
-        if st.button("Load", icon=":material/check:", key=f"{key}.yaml.load", disabled=given is None and text == federation.text):
+        if st.button("Load", icon=":material/check:", key=f"{key}.yaml.load"):
             _load(federation.name, text if given is None else given.getvalue().decode("utf-8", "replace"), key)
         if error := st.session_state.get(f"{key}.yaml.error"):
             widgets.failure_card(error, f"{key} yaml")

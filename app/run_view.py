@@ -96,7 +96,16 @@ def buttons(seen: Overview, key: str) -> None:
             if st.button("Resume", icon=":material/play_arrow:", type="primary", key=f"{key} resume"):
                 launch.resume(run.id)
                 st.rerun()
-            st.caption("Goes on from where it stood. Nothing that was done is done again, and nothing is charged twice.")
+            st.caption(f"{_resume_from(seen)} Nothing that was done is done again, and nothing is charged twice.")
+
+
+def _resume_from(seen: Overview) -> str:
+    """From where a run goes on: the first round that has no score yet."""
+    scored = [score.round for score in seen.scores if score.round is not None]
+    rounds = seen.settings.stage2.rounds if seen.settings else 0
+    if seen.stage == 2 and scored and max(scored) < rounds:
+        return f"Goes on from round {max(scored) + 1} of {rounds}."
+    return "Goes on from where it stood."
 
 
 @st.dialog("Stop now?")

@@ -190,7 +190,7 @@ def _buttons(federation: Federation, edited: Values, settings: RunSettings | Non
             st.session_state[_OPEN] = {"name": federation.name, "data": edited, "newest": newest.id if newest else None}
             st.session_state.pop(_ERROR, None)
         changed = edited != federation.data
-        if st.button("Save", icon=":material/save:", disabled=not changed, key=f"{key} save"):
+        if st.button("Save", icon=":material/save:", key=f"{key} save"):
             federations.save(federation.name, edited)
             st.toast("Saved.")
             st.rerun()

@@ -16,12 +16,14 @@ from cafe_kit.errors import CafeError
 from cafe_kit.task import Record
 from cafe_kit.vote import candidates_from_bytes
 
-from pipeline.overview import PROXY, attempt_of
+from pipeline.overview import attempt_of
 from pipeline.settings import RunSettings, load
 from server_store.blobs import Blobs
 from server_store.errors import StoreError
 from server_store.rows import OrderRow, Run, Step
 from server_store.store import Store
+
+_SERVER = ("proxy.", "proxies.")  # names of seats that are the server's own
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,8 @@ def settings_of(run: Run) -> RunSettings | None:
 
 
 def _answers(orders: Iterable[OrderRow]) -> Answers:
-    own = [order for order in orders if not order.site.startswith(PROXY)]
-    by_server = [order for order in orders if order.site.startswith(PROXY)]
+    own = [order for order in orders if not order.site.startswith(_SERVER)]
+    by_server = [order for order in orders if order.site.startswith(_SERVER)]
     states = Counter(order.state for order in own)
     ends = [order.ended for order in (*own, *by_server) if order.ended]
     begun = [order.sent for order in (*own, *by_server)]
