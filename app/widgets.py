@@ -32,12 +32,13 @@ STATES = {
 }
 EXPLAINED = "explained"  # of the session: the preference as the store had it when this drawing began (``frame.foot``)
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~$:&@^=\"'/])")
+_ADDRESS = re.compile(r"(?i)\b(?:https?:|www|mailto|xmpp)(?=[/.:])|(?=@)")  # what Markdown makes a link of even where it is escaped
 Known = CafeError | StoreError | Mapping[str, str]
 
 
 def plain(text: str) -> str:
     """Text as it was typed, for a place that reads Markdown: one line, every mark escaped."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return _SPECIAL.sub(r"\\\1", _ADDRESS.sub("\\g<0>\u2060", " ".join(text.split())))
 
 
 def heading(title: str, explained: str = "") -> None:
