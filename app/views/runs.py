@@ -58,7 +58,7 @@ def _table() -> None:
     with widgets.guard("runs"), frame.desk() as store:
         lines = history.lines(store)
         ids = [line.run.id for line in lines]
-        key = f"runs-table {len(ids)} {ids[0]}"
+        key = f"runs-table {len(ids)} {ids[0]} {_follow_address()}"
         shown = [ids.index(one) for one in (st.query_params.get("run"), st.query_params.get("with")) if one in ids]
         st.dataframe(
             pd.DataFrame([_row(line) for line in lines]),
@@ -90,13 +90,24 @@ def _row(line: Line) -> dict[str, str]:
     }
 
 
+def _follow_address() -> int:
+    """A number that goes up when the address was changed elsewhere (a closed comparison, the browser's back): marks are set anew then."""
+    now = (st.query_params.get("run"), st.query_params.get("with"))
+    if st.session_state.get("runs-picked", now) != now:
+        st.session_state["runs-version"] = st.session_state.get("runs-version", 0) + 1
+    st.session_state["runs-picked"] = now
+    return int(st.session_state.get("runs-version", 0))
+
+
 def _choose(key: str, ids: Sequence[str]) -> None:
-    rows = [ids[row] for row in st.session_state[key]["selection"]["rows"] if row < len(ids)][:2]
-    for name, value in zip(("run", "with"), [*rows, None, None], strict=False):
+    rows = [ids[row] for row in st.session_state[key]["selection"]["rows"] if row < len(ids)]
+    picked = (rows[0] if rows else None, rows[1] if len(rows) > 1 else None)
+    for name, value in zip(("run", "with"), picked, strict=True):
         if value is None:
             st.query_params.pop(name, None)
         else:
             st.query_params[name] = value
+    st.session_state["runs-picked"] = picked if len(rows) <= 2 else ()  # of three marks two stay
     st.session_state["runs-chosen"] = True
 
 
