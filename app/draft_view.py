@@ -29,7 +29,10 @@ def public_files(federation: Federation, edited: Values, key: str) -> None:
     """Labels, examples and test set: their paths, an upload for each, and what was read from them."""
     task = dict(edited.get("task") or {})
     roles = [role for role in _FILES if role != "labels" or task.get("kind", "classification") == "classification"]
-    for role, column in zip(roles, st.columns(len(roles)), strict=True):
+    if isinstance(task.get("labels"), list) and "labels" in roles:
+        _path("labels", task, edited, key)
+    paths = [role for role in roles if not (role == "labels" and isinstance((edited.get("task") or {}).get("labels"), list))]
+    for role, column in zip(paths, st.columns(len(paths)), strict=True):
         with column:
             _path(role, task, edited, key)
     edited["task"] = task

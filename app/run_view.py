@@ -63,7 +63,7 @@ def head(seen: Overview) -> None:
         what = {0: "Preparing", 1: "Stage 1 · vote", 2: "Stage 2 · round"}[seen.stage]
         done = f"{min(max(seen.round, 1), seen.rounds)} of {seen.rounds}" if seen.rounds else "–"
         columns[1].metric(what, done, border=True, height="stretch")
-        columns[2].metric("Time left", f"≈ {widgets.span(seen.eta_s)}" if seen.eta_s else "not known yet", border=True, height="stretch")
+        columns[2].metric("Time left", f"≈ {widgets.span(seen.eta_s)}" if seen.eta_s else "–", border=True, height="stretch")
     else:
         best = seen.best
         columns[1].metric(
@@ -138,7 +138,10 @@ def sites_table(seen: Overview) -> None:
         pd.DataFrame(rows),
         hide_index=True,
         alt="What every site does now",
-        column_config={"done": st.column_config.ProgressColumn("done", min_value=0, max_value=100, format="%.0f %%")},
+        column_config={
+            "site": st.column_config.TextColumn(width="medium"),
+            "done": st.column_config.ProgressColumn("done", min_value=0, max_value=100, format="%.0f %%"),
+        },
     )
 
 

@@ -201,7 +201,7 @@ def test_running_shows_phase_votes_and_texts_and_one_run_at_a_time(done: tuple[P
     shown = page("generate", run=made)
     words = told(shown)
     votes = next(one.value for one in shown.dataframe if "candidates" in one.value)
-    assert list(votes["vote"]) == [1, 2] and list(votes["kept by the vote"]) == ["6", "–"] and list(votes["sites answered"])[0] == "3 of 3"
+    assert list(votes["vote"]) == [1, 2] and list(votes["kept by the vote"]) == ["6", "–"] and votes["sites answered"][0] == "3 of 3"
     assert "Some of the candidates of vote 2" in words and "none is a site's record" in words
     assert button(shown, "Stop after this round") and button(shown, "Start and spend privacy…").disabled
     assert "A run of this federation goes on" in words
@@ -218,7 +218,7 @@ def test_a_set_that_waits_leads_to_datasets(done: tuple[Path, str]) -> None:
 
 
 def test_failed_is_a_card_with_resume(done: tuple[Path, str]) -> None:
-    home, made = done
+    home, _made = done
     error = json.dumps({"code": "CAFE-514", "message": f"No text for {HOSTILE}", "hint": "Give examples."})
     change(home, "UPDATE runs SET state='Failed', error=?", error)
     shown = page("generate")

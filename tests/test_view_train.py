@@ -94,7 +94,7 @@ def test_both_ratios_are_shown_and_the_second_refuses(cafe_home: Path) -> None:
 
 
 def test_an_earlier_set_costs_nothing_again(done: tuple[Path, str], still: list[Run]) -> None:
-    home, made = done
+    _home, made = done
     shown = page("train")
     field(shown, "Synthetic set").set_value(made)
     run(shown)
@@ -119,7 +119,7 @@ def test_done_shows_rounds_best_and_the_ways_on(done: tuple[Path, str]) -> None:
 
 
 def test_running_shows_rounds_so_far_and_who_is_waited_for(done: tuple[Path, str]) -> None:
-    home, made = done
+    home, _made = done
     change(home, "DELETE FROM steps WHERE name LIKE 'stage2/1/2/%' OR name LIKE 'stage2/1/3/%'")
     change(home, "DELETE FROM orders WHERE stage=2 AND round>1")
     change(home, "UPDATE runs SET state='Running', pid=?, heartbeat=strftime('%s','now')", 1)
