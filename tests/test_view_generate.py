@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pipeline import federations, launch
+from pipeline import federations, launch, sample
 from pipeline.settings import load
 from server_store.ledger import Ledger
 from server_store.rows import Run
@@ -192,6 +193,30 @@ def test_an_uploaded_file_is_kept_with_what_was_typed(cafe_home: Path) -> None:
     saved = federations.get("tiny").data
     assert saved["task"]["examples"] == "examples.jsonl" and saved["task"]["description"] == "letters"
     assert "4 invented examples" in told(shown)
+
+
+def test_a_sample_asks_no_site_and_is_found_again(cafe_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAFE_MODELS", "tests.tiny_models:TinyModels")
+    draft(cafe_home)
+    shown = page("generate")
+    button(shown, "Sample first").click()
+    run(shown)
+    for _ in range(100):
+        found = sample.found("tiny")
+        if found and found.state != "running":
+            break
+        time.sleep(0.2)
+    assert found and found.state == "done" and 0 < len(found.texts) <= 10, found
+    run(shown)
+    assert any(list(one.value.columns) == ["text", "label"] for one in shown.dataframe) and not Ledger(cafe_home / "ledger.db").charges()
+
+
+def test_a_sample_whose_process_is_gone_is_told(cafe_home: Path) -> None:
+    federation = draft(cafe_home)
+    gone = {"state": "running", "begun": 1.0, "pid": 0, "texts": [], "dropped": "", "error": None}
+    (federation.folder / "sample.json").write_text(json.dumps(gone))
+    shown = page("generate")
+    assert "ended without a result" in told(shown).replace("\\", "") and not button(shown, "Sample first").disabled
 
 
 def test_running_shows_phase_votes_and_texts_and_one_run_at_a_time(done: tuple[Path, str]) -> None:

@@ -5,11 +5,13 @@ Draws the draft of ``pipeline.federations`` and the newest run. Which: ``?federa
 
 from __future__ import annotations
 
+import time
+
 import streamlit as st
 
 from app import draft_view, forms, frame, privacy_form, run_view, start, widgets
 from app.forms import Values
-from pipeline import chronicle, overview
+from pipeline import chronicle, federations, overview, sample
 from pipeline.federations import Federation
 from pipeline.overview import Overview
 from pipeline.settings import GeneratorSettings, MachineSettings, RunSettings, Stage1Settings, TaskSettings
@@ -41,6 +43,7 @@ def _form(federation: Federation) -> None:
             _text(federation, edited, key)
         with st.container(border=True):
             _generator(edited, key)
+            _sample(federation, edited, key)
         with st.container(border=True):
             _sites(edited)
             st.subheader("Privacy of stage 1", anchor=False)
@@ -82,6 +85,44 @@ def _generator(edited: Values, key: str) -> None:
     else:
         stage1.pop("generator", None)
     forms.place(edited, "stage1", stage1)
+
+
+def _sample(federation: Federation, edited: Values, key: str) -> None:
+    """Some texts before anybody is asked."""
+    st.caption("*Sample first* shows what the generator proposes by itself: no site is asked, no privacy is spent. About a minute.")
+    with widgets.guard(f"{key} sample"):
+        if st.button("Sample first", icon=":material/science:", key=f"{key} sample button"):
+            if edited != federation.data:
+                federations.save(federation.name, edited)
+            sample.start(federation.name)
+            st.rerun()
+        last = sample.found(federation.name)
+        if last:
+            st.fragment(_sampled, run_every=frame.FAST_S if last.state == "running" else None)(federation.name, key, last.state)
+
+
+def _sampled(name: str, key: str, before: str) -> None:
+    """The last sample; while it is made, drawn again and again."""
+    last = sample.found(name)
+    if last is None:
+        return
+    if last.state != before:
+        st.rerun()
+    if last.state == "running":
+        st.progress(0.0, text=f"The generator writes… since {widgets.span(time.time() - last.begun)}")
+    elif last.error:
+        widgets.failure_card(last.error, f"{key} sample failed")
+    else:
+        st.dataframe(
+            [{"text": text, "label": answer} for text, answer in last.texts],
+            hide_index=True,
+            alt="Sample texts of the generator",
+            column_config={"text": st.column_config.TextColumn(width="large")},
+        )
+        st.caption(
+            f"Made {widgets.when(last.begun)}, by the generator alone."
+            + (f" Dropped: {widgets.plain(last.dropped)}." if last.dropped else "")
+        )
 
 
 def _sites(edited: Values) -> None:
