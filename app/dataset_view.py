@@ -144,6 +144,7 @@ def _labels(labels: Sequence[datasets.Share]) -> None:
     rows = pd.DataFrame({"label": [one.label for one in labels], "rows": [one.rows for one in labels]})
     few, most = min(labels, key=lambda one: one.rows), max(labels, key=lambda one: one.rows)
     told = f"Rows per label: {few.rows} to {most.rows} over {len(labels)} labels."
+    told = told if few.rows < most.rows else f"{few.rows} rows for each of {len(labels)} labels."
     bars = (
         alt.Chart(rows)
         .mark_bar()

@@ -5,6 +5,7 @@ Which set: ``?run=`` and ``?attempt=`` in the address. Draws what ``pipeline.dat
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import streamlit as st
@@ -15,6 +16,7 @@ from pipeline import approval, datasets, overview
 from pipeline.datasets import Dataset
 from pipeline.overview import Overview
 from server_store.desk import Desk
+from server_store.errors import StoreError
 
 _EXPLAINED = """A *synthetic set* is what stage 1 makes: texts that this server's language model wrote, and that the sites without a GPU
 chose by their votes. No record of a site is in it. In stage 2 the server trains on it, on behalf of those sites.
@@ -29,21 +31,22 @@ _BADGES = {
     datasets.AGAIN: ("recycling", "blue"),
     datasets.OPEN: ("hourglass_top", "gray"),
 }
+_TOLD_S = 30.0
 _TOLD, _REJECT = "datasets told", "datasets reject"
 
 
 def main() -> None:
     widgets.heading("Datasets", _EXPLAINED)
-    if told := st.session_state.pop(_TOLD, None):
-        st.info(widgets.plain(told), icon=":material/info:")
+    _told()
     with frame.desk() as store:
         found, busy = datasets.listed(store), datasets.making(store)
         for seen in busy:
-            _making(seen)
+            st.fragment(_making, run_every=frame.FAST_S)(seen.run.id)
         with widgets.guard("datasets"):
             shown = _shown(store, found)
             if found:
-                _list(found, shown)
+                with st.spinner("The ledger's charges are added up…"):
+                    _list(found, shown)
             elif not busy:
                 _nothing()
             if shown:
@@ -51,6 +54,16 @@ def main() -> None:
         watched = [run.id for run in store.runs() if run.active]
         if watched:
             st.fragment(_watch, run_every=frame.FAST_S)(_seen(store))
+
+
+def _told() -> None:
+    """What became of the operator's word, for a while; the page is drawn again meanwhile."""
+    text, until, fresh = st.session_state.get(_TOLD, ("", 0.0, False))
+    if time.time() < until:
+        st.info(widgets.plain(text), icon=":material/info:")
+    if fresh:
+        st.toast(widgets.plain(text))  # for who has scrolled down
+        st.session_state[_TOLD] = (text, until, False)
 
 
 def _shown(store: Desk, found: Sequence[Dataset]) -> Dataset | None:
@@ -78,7 +91,7 @@ def _list(found: Sequence[Dataset], shown: Dataset | None) -> None:
             "State": one.state,
             "Rows": f"{len(one.kept)} of {one.size}" if one.excluded else str(one.size),
             "Trained on it": one.score.shown if one.score else "–",
-            "Privacy": datasets.promised(one),
+            "Privacy spent": datasets.promised(one),
             "Made": widgets.when(one.time),
             "From run": one.run,
             "Used in": ", ".join(one.used_in) or "–",
@@ -152,15 +165,9 @@ def _reject(dataset: Dataset) -> None:
     reason = st.text_area("Why is it rejected?", max_chars=500, key="reject reason")
     typed = st.text_input("Type the name of the federation to confirm", placeholder=name, key="reject name") if cost.private else name
     ready = bool((reason or "").strip()) and typed == name
-    st.button(
-        "Reject and make another",
-        type="primary",
-        icon=":material/block:",
-        disabled=not ready,
-        key="reject now",
-        on_click=_say,
-        args=(dataset, False),
-    )
+    if st.button("Reject and make another", type="primary", icon=":material/block:", disabled=not ready, key="reject now"):
+        _say(dataset, approved=False)
+        st.rerun()  # a dialog is drawn by itself; the page around it is another one now
     if not ready:
         st.caption("A reason" + (" and the name" if cost.private else "") + " must be there first.")
 
@@ -171,15 +178,19 @@ def _say(dataset: Dataset, approved: bool) -> None:
     if not approved and approval.cost_of_reject(dataset).private and st.session_state.get("reject name") != dataset.made.settings.name:
         return
     try:
-        st.session_state[_TOLD] = approval.decide(dataset, approved, reason, frame.operator())
-    except CafeError as error:
-        st.session_state[_TOLD] = str(error)
+        told = approval.decide(dataset, approved, reason, frame.operator())
+    except (CafeError, StoreError) as error:
+        told = str(error)
+    st.session_state[_TOLD] = (told, time.time() + _TOLD_S, True)
     _forget()
-    st.query_params["run"], st.query_params["attempt"] = dataset.run, str(dataset.attempt)
+    st.query_params["run"] = dataset.run
+    st.query_params.pop("attempt", None)  # the next attempt is shown as soon as it is there
 
 
-def _making(seen: Overview) -> None:
+def _making(run_id: str) -> None:
     """A set that is being made: which vote, and who is waited for."""
+    with frame.desk() as store:
+        seen = overview.look(store, run_id)
     with st.container(border=True, key=f"making {seen.run.id}"):
         again = f", attempt {seen.attempt}" if seen.attempt > 1 else ""
         with st.container(horizontal=True, vertical_alignment="center"):
@@ -187,6 +198,8 @@ def _making(seen: Overview) -> None:
             widgets.state_badge(seen.state)
         vote = f"Vote {min(max(seen.round, 1), seen.rounds)} of {seen.rounds} · " if seen.rounds and seen.stage == 1 else ""
         st.progress(seen.share or 0.0, text=widgets.plain(vote + seen.sentence))
+        if seen.waiting_for:
+            st.caption(f"Waiting for: {widgets.plain(seen.waiting_for)}")
         st.page_link("views/generate.py", label="Watch it", icon=":material/auto_awesome:", query_params={"run": seen.run.id})
 
 
@@ -205,14 +218,13 @@ def _nothing() -> None:
     st.page_link("views/generate.py", label="Generate", icon=":material/auto_awesome:")
 
 
-def _seen(store: Desk) -> list[tuple[object, ...]]:
-    """What this page shows of runs that are carried; while it stays the same nothing is drawn anew."""
-    return [(one.run.id, one.state, one.phase, one.round, one.share, one.attempt) for one in datasets.making(store)] + [
-        (run.id, run.shown_state) for run in store.runs() if run.active
-    ]
+def _seen(store: Desk) -> list[tuple[str, object]]:
+    """What changes this page while runs are carried: an attempt that has begun or has its set, and the states."""
+    made = [(seen.run.id, seen.attempt) for seen in datasets.making(store)]
+    return [*made, *((run.id, run.shown_state) for run in store.runs() if run.active)]
 
 
-def _watch(before: list[tuple[object, ...]]) -> None:
+def _watch(before: list[tuple[str, object]]) -> None:
     with frame.desk() as store:
         if _seen(store) != before:
             st.rerun()
