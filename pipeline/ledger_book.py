@@ -178,6 +178,12 @@ def read(store: Store, *, run: str | None = None, delta: float | None = None) ->
     )
 
 
+def head() -> str:
+    """The hash of the last entry: when it changes, something was charged. Empty before the first."""
+    path = home() / "ledger.db"
+    return Ledger(path).head() if path.exists() else ""
+
+
 def federation_of(run: str, names: Mapping[str, str]) -> str:
     """Whose run it was; ``names``: of the runs that are still known."""
     found = _RUN_ID.fullmatch(run)

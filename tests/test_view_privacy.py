@@ -31,7 +31,7 @@ def _told(page: AppTest) -> str:
     """All words of the page, with the marks that keep words of people harmless taken away."""
     found = [str(one.value) for kind in ("markdown", "caption", "subheader", "info", "warning", "code", "title") for one in page.get(kind)]
     found += [one.proto.text for one in page.get("progress")]
-    return "\n".join(found).replace("\\", "")
+    return "\n".join(found).replace("\\", "").replace("\u2060", "")
 
 
 def _links(page: AppTest) -> list[str]:

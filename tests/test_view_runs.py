@@ -68,7 +68,7 @@ def _page(**query: str) -> AppTest:
 
 def _told(page: AppTest) -> str:
     found = [str(one.value) for kind in ("markdown", "caption", "subheader", "info", "code") for one in page.get(kind)]
-    return "\n".join(found).replace("\\", "")
+    return "\n".join(found).replace("\\", "").replace("\u2060", "")
 
 
 def _links(page: AppTest) -> list[str]:

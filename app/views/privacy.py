@@ -34,6 +34,7 @@ def main() -> None:
         wanted = st.query_params.get("run")
         with st.spinner("Counting what was spent, two ways…"):
             book = ledger_book.read(store, run=wanted, delta=st.session_state.get("privacy-delta"))
+        st.fragment(_watch, run_every=frame.pace(store))(book.head)
         if wanted and wanted not in book.runs:
             _no_charges(store, wanted)
         if not book.entries and not book.sites:
@@ -45,6 +46,13 @@ def main() -> None:
         _gauges(book)
         _charges(book)
         _export(book)
+
+
+def _watch(head: str) -> None:
+    """Draw the page anew when something was charged, and only then."""
+    with widgets.guard("watch"):
+        if ledger_book.head() != head:
+            st.rerun()
 
 
 def _nothing() -> None:

@@ -69,7 +69,8 @@ def _table() -> None:
             selection_default={"selection": {"rows": shown, "columns": [], "cells": []}},
             column_config={
                 "What it does": st.column_config.TextColumn(width="medium"),
-                "Privacy spent": st.column_config.TextColumn(help="The highest of a site, at the run's own δ"),
+                "Took": st.column_config.TextColumn(width=90),
+                "Privacy spent": st.column_config.TextColumn(width=235, help="The highest of a site, at the run's own δ"),
             },
             alt="All runs, the newest first",
         )
@@ -172,7 +173,7 @@ def _sites(store: Desk, run: Run) -> None:
         return
     rows = [
         {
-            "Site": "(all without a GPU)" if one.by_server and one.site == "all" else one.site,
+            "Site": "all sites without a GPU" if one.by_server and one.site == "all" else one.site,
             "Who worked": "the server, on synthetic text" if one.by_server else "the site, on its own records",
             "Asked": one.asked,
             "Answered": one.answered,
