@@ -30,11 +30,14 @@ belongs. It takes about ten minutes on two cores, after the models were fetched 
 OWN = "You name it and say what its texts are; then you add its sites, one data file each. Nothing starts before you say so."
 KINDS = {"classification": "Text to label, from a list that you give", "instruction": "Instruction to answer"}
 _EVENTS = 12
+_GO = "home-go"  # where a button leads, for one drawing
 _TO = {"approval": "Approve or reject", "failure": "Open run", "lost": "Open run", "silent": "Open run"}
 _ICON = {"Not yet": "radio_button_unchecked", "Not needed": "remove"}
 
 
 def main() -> None:
+    if wanted := st.session_state.pop(_GO, None):
+        st.switch_page(f"views/{wanted['page']}.py", query_params=wanted["query"])
     widgets.heading("Home", WHAT)
     with frame.desk() as store:
         every, empty = frame.pace(store), _is_empty(store)
@@ -43,6 +46,12 @@ def main() -> None:
         st.fragment(_until_something, run_every=frame.SLOW_S)()
     else:
         st.fragment(_normal, run_every=every)(every)
+
+
+def _go(page: str, **query: str) -> None:
+    """To another page, by way of a whole drawing: a switch out of a fragment or a dialog may leave the browser with an empty page."""
+    st.session_state[_GO] = {"page": page, "query": query}
+    st.rerun()
 
 
 def _is_empty(store: Desk) -> bool:
@@ -98,7 +107,7 @@ def _set_up() -> None:
         with widgets.guard("own"):
             made = federations.create(name.strip(), kind, told.strip())
             frame.open_federation(made.name)
-            st.switch_page("views/sites.py")
+            _go("sites")
 
 
 # -- every other time --------------------------------------------------------------------------------------------------
@@ -167,7 +176,7 @@ def _done(now: Journey) -> None:
         with st.container(horizontal=True):
             first = not now.questions
             if st.button("Try it", type="primary" if first else "secondary", icon=":material/forum:", key="done-try"):
-                st.switch_page("views/try_it.py", query_params={"run": run.id})
+                _go("try_it", run=run.id)
             st.link_button("Download", downloads.url(run.id, "adapter.zip", round=made.newest.round), icon=":material/download:")
             st.page_link("views/adapters.py", label="More about it", icon=":material/extension:", query_params={"run": run.id})
 
@@ -195,8 +204,7 @@ def _step_button(now: Journey, step: Step, number: int) -> None:
     waits = not (now.seen and now.seen.run.active and now.seen.state != "Lost contact")
     primary = step.next and waits and not above
     if st.button(step.button, type="primary" if primary else "secondary", key=f"step {number}", width="stretch"):
-        query = {"run": now.seen.run.id} if now.seen and step.page != "sites" else {}
-        st.switch_page(f"views/{step.page}.py", query_params=query)
+        _go(step.page, **({"run": now.seen.run.id} if now.seen and step.page != "sites" else {}))
 
 
 def _figures(now: Journey) -> None:
@@ -252,7 +260,7 @@ def _open(need: Need, run: Run, number: int) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         page = "datasets" if need.what == "approval" else "runs"
         if st.button(_TO[need.what], key=f"need {number} {need.run}", icon=":material/open_in_new:"):
-            st.switch_page(f"views/{page}.py", query_params={"run": need.run})
+            _go(page, run=need.run)
         if need.what in ("lost", "failure"):
             if st.button("Resume", key=f"resume {number} {need.run}", icon=":material/play_arrow:"):
                 launch.resume(run.id)
