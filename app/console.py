@@ -5,7 +5,9 @@ Knows how an unforeseen error is told. Holds no truth and never loads torch: it 
 
 from __future__ import annotations
 
+import importlib
 import logging
+import threading
 
 import streamlit as st
 from cafe_kit.errors import CafeError
@@ -30,4 +32,15 @@ def _unforeseen(error: Exception) -> CafeError:
     )
 
 
+_WARM_S = 5.0  # after the start, when the first page is drawn
+
+
+def _warm() -> None:
+    """Load what the first look at a privacy figure would wait for."""
+    timer = threading.Timer(_WARM_S, importlib.import_module, ["dp_accounting"])
+    timer.daemon = True
+    timer.start()
+
+
+_warm()
 app = st.App("pages.py", routes=downloads.routes(), on_script_error=tell)
