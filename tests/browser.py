@@ -34,7 +34,10 @@ ADDRESSES = {
 PATIENCE_S = 30.0  # for one look, on a machine that does other things too
 _LEFT_OUT = {"no_proxy", "http_proxy", "https_proxy", "all_proxy"}
 _BASE_PATH_TRIED = re.compile(r"/\w+/_stcore/(health|host-config)$")  # Streamlit asks below a page's address first, and at the root then
-_LOST_CONNECTION = re.compile(r"ERR_CONNECTION_|ERR_EMPTY_RESPONSE|ERR_INCOMPLETE|WebSocket|ERR_FAILED", re.I)
+_LOST_CONNECTION = re.compile(
+    r"ERR_CONNECTION_|ERR_EMPTY_RESPONSE|ERR_INCOMPLETE|WebSocket|ERR_FAILED|disconnected from server|not responding|No response received",
+    re.I,
+)
 
 
 def chromium_path() -> str | None:
@@ -177,7 +180,7 @@ class Operator:
         self.button(name, where).click()
         return self.waits()
 
-    def fills(self, label: str, text: str, where: Locator | None = None) -> Operator:
+    def fills(self, label: str | re.Pattern[str], text: str, where: Locator | None = None) -> Operator:
         """Types into the field and leaves it."""
         scope: Any = where or self.page
         field = scope.get_by_label(label, exact=True).first

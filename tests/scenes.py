@@ -7,6 +7,7 @@ its behalf is killed. Nothing is written into the store by hand; what a page sho
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ import psutil
 
 from pipeline import federations
 from server_store.rows import Run
+from tests.fakes import TinyEngine
 from tests.federation import LABELS, ROOT, Federation
 from tests.tiny_models import TinyModels
 
@@ -38,6 +40,18 @@ class HostileModels(TinyModels):
 
     def complete(self, prompts: Any, *, seed: int, progress: Any = None, **more: Any) -> list[str]:
         return [f"{text} {HOSTILE.replace('1', '2')}" for text in super().complete(prompts, seed=seed, progress=progress, **more)]
+
+
+class PatientEngine(TinyEngine):
+    """Hurries through all that comes before the second federated round, and takes ``CAFE_TINY_SECONDS`` a step from there on."""
+
+    def vote(self, *asked: Any) -> Any:
+        self._pause = 0.0
+        return super().vote(*asked)
+
+    def train(self, params: Any, task: Any, base_model: Any, adapter: Any, shards: Any, round: int, progress: Any) -> Any:
+        self._pause = float(os.environ.get("CAFE_TINY_SECONDS", "0")) if round > 1 else 0.0
+        return super().train(params, task, base_model, adapter, shards, round, progress)
 
 
 @dataclass
@@ -100,6 +114,7 @@ def draft(folder: Path, **settings: Any) -> Scene:
 def running(folder: Path, *, seconds: str = SLOW_S, **settings: Any) -> Scene:
     """In the second stage, a score is there already, and sites are at work."""
     scene = draft(folder, **{"stage2": LONG, **settings})
+    scene.environment["CAFE_KIT_ENGINE"] = "tests.scenes:PatientEngine"
     return _work(scene, "running", lambda: scene.rounds_scored() >= 1, CAFE_TINY_SECONDS=seconds)
 
 
