@@ -43,13 +43,15 @@ def _form(federation: Federation) -> None:
             _text(federation, edited, key)
         with st.container(border=True):
             _generator(edited, key)
-            _sample(federation, edited, key)
+            spot = st.container()
         with st.container(border=True):
             _sites(edited)
             st.subheader("Privacy of stage 1", anchor=False)
             edited["privacy"] = privacy_form.draw(edited.get("privacy"), 1, key)
         with st.container(border=True):
             _stage(edited, key)
+        with spot:
+            _sample(federation, edited, key)  # last, since it takes everything that was typed
     with right:
         start.panel(federation, edited, 1, key)
         draft_view.as_yaml(federation, edited, key)
@@ -89,7 +91,9 @@ def _generator(edited: Values, key: str) -> None:
 
 def _sample(federation: Federation, edited: Values, key: str) -> None:
     """Some texts before anybody is asked."""
-    st.caption("*Sample first* shows what the generator proposes by itself: no site is asked, no privacy is spent. About a minute.")
+    st.caption(
+        "*Sample first* shows what the generator proposes by itself: no site is asked, no privacy is spent. It saves the draft and takes about a minute."
+    )
     with widgets.guard(f"{key} sample"):
         if st.button("Sample first", icon=":material/science:", key=f"{key} sample button"):
             if edited != federation.data:
