@@ -178,7 +178,7 @@ def _buttons(federation: Federation, edited: Values, settings: RunSettings | Non
     if newest and newest.active:
         why = "A run of this federation goes on; there is one at a time."
     elif settings is None or looked is None:
-        why = "The settings are not complete."
+        why = "The settings are not complete yet, or not right."
     elif looked.refusals and not accepted:
         why = "The signal would drown in the noise."
     else:

@@ -92,7 +92,8 @@ def _generator(edited: Values, key: str) -> None:
 def _sample(federation: Federation, edited: Values, key: str) -> None:
     """Some texts before anybody is asked."""
     st.caption(
-        "*Sample first* shows what the generator proposes by itself: no site is asked, no privacy is spent. It saves the draft and takes about a minute."
+        "*Sample first* shows what the generator proposes by itself: no site is asked, no privacy is spent."
+        " It saves the draft and takes about a minute."
     )
     with widgets.guard(f"{key} sample"):
         if st.button("Sample first", icon=":material/science:", key=f"{key} sample button"):
