@@ -163,11 +163,12 @@ def _security() -> None:
         _switch("Usage statistics", "browser.gatherUsageStats", False),
         ("Error details in pages", details, details == "none", "pages show codes, never a stack trace"),
         ("Upload limit", f"{st.get_option('server.maxUploadSize')} MB", True, "public files only"),
-        ("Passwords", "none of its own", True, "whoever can open the console can start runs; put a login before it for others"),
+        ("Passwords", "none of its own", True, "put a login before it for others"),
     ]
     rows = [{"State": "as shipped" if fine else "changed", "What": what, "Is": value, "Means": told} for what, value, fine, told in facts]
     st.dataframe(rows, hide_index=True, alt="Security facts of this console, as its server holds them now", height="content")
-    st.caption("Read from the running server. How others may reach the console safely: For the operator, under Versions and documents.")
+    st.markdown("**Whoever can open this console can start runs and read what this home holds.**")
+    st.caption("Read from the running server. How others may reach it safely: *For the operator*, under *Versions and documents*.")
 
 
 def _switch(what: str, option: str, wanted: bool) -> tuple[str, str, bool, str]:
