@@ -225,7 +225,7 @@ def _context(
     stack: ExitStack, store: Store, run_id: str, epoch: int, folder: Path, where: Path, heart: Heart
 ) -> tuple[RunContext, Machine, Ledger]:
     settings = load(folder / "config.yaml")
-    store.set_progress(run_id, "models", 0, 0)
+    store.set_progress(run_id, "the models are looked up", 0, 0)
     told = lambda what, share: store.set_progress(run_id, what, int(1000 * (share or 0.0)), 1000)  # noqa: E731
     base = models.base_model(settings.base_model, told)
     embedder = models.embedder(settings.embedder, told) if settings.names("cpu") else None
@@ -327,7 +327,7 @@ def _greet(ctx: RunContext) -> None:
             params=HelloParams(),
         )
         envelopes.append(Envelope(order, sign(order, ctx.keys.signing), Transport({}, str(ctx.folder / "inbox" / "hello"), 300.0)))
-    tell = ctx.progress("sites")
+    tell = ctx.progress("every site is asked whether it is there")
     ctx.store.set_state(ctx.run, ctx.epoch, "Waiting for sites")
     for site in ctx.settings.sites:
         ctx.at_site(site.name, "asked")
