@@ -22,9 +22,8 @@ from pydantic.dataclasses import dataclass
 
 from cafe_kit.errors import CafeError
 from cafe_kit.orders import MAX_BYTES, PROTOCOL, Count, Hash, Name, Positive, PositiveFloat
-from cafe_kit.words import words
-
-__all__ = ["Approval", "Host", "JoinRequest", "KitInfo", "Limits", "canonical", "words"]
+from cafe_kit.task import Task
+from cafe_kit.words import words as words  # part of the agreement
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _ALPHABET = "ABCDEFGHJKMNPQRSTVWXYZ23456789"  # no I, L, O, U, 0, 1: they are misread
@@ -49,7 +48,9 @@ class Limits:
     """Limits of a site's policy: proposed by the operator in the kit, and as the site set them in its request."""
 
     max_epsilon: PositiveFloat | None = 10.0
+    max_epsilon_per_run: PositiveFloat | None = None
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    kinds: Annotated[tuple[Literal["hello", "vote", "train"], ...], Field(min_length=1)] = ("hello", "vote", "train")
     max_rounds_per_run: Positive = 200
     allow_without_noise: bool = True
 
@@ -73,7 +74,7 @@ class KitInfo:
     issued: Time
     expires: Time
     server: Server
-    task: Annotated[str, Field(max_length=2000)]
+    task: Task
     sealed: Annotated[str, Field(max_length=4000)]
     limits: Limits = Limits()
     embedder: Embedder | None = None
@@ -130,6 +131,16 @@ class Approval:
     expires: Time | None = None
     reason: Annotated[str, Field(max_length=500)] = ""
     protocol: int = PROTOCOL
+
+
+def request_name(serial: str) -> str:
+    """The request's file in the exchange folder."""
+    return f"{serial}.request.json"
+
+
+def answer_name(serial: str) -> str:
+    """The answer's file in the exchange folder."""
+    return f"{serial}.answer.json"
 
 
 Document = KitInfo | JoinRequest | Approval

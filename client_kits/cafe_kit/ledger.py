@@ -57,10 +57,11 @@ class Charge:
 
 @dataclass(frozen=True)
 class Spent:
-    """``mu_squared``: exact sum over everything charged. ``answers``: how many of these are to one run."""
+    """``mu_squared``: exact sum over everything charged. ``answers``: how many of these are to one run, which sum up to ``in_run``."""
 
     mu_squared: Fraction
     answers: int
+    in_run: Fraction = Fraction(0)
 
 
 def epsilon(mu_squared: Fraction, delta: float) -> float:
@@ -101,6 +102,7 @@ class SiteLedger:
         self._releases: set[str] = set()
         self._answers: Counter[str] = Counter()  # per run
         self._mu_squared = Fraction(0)
+        self._in_run: dict[str, Fraction] = {}  # mu squared per run
         self._head = GENESIS
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -148,7 +150,7 @@ class SiteLedger:
         """
         self._read_on()
         if order_hash in self._by_order:
-            return Spent(self._mu_squared, self._answers[order.run])
+            return Spent(self._mu_squared, self._answers[order.run], self._in_run.get(order.run, Fraction(0)))
         if order.release_id in self._releases:
             raise CafeError(
                 "CAFE-317",
@@ -156,7 +158,7 @@ class SiteLedger:
                 "Order it as a new attempt, which is charged anew.",
             )
         cost = _charge(order, order_hash, len(self._charges) + 1, self._head).cost
-        return Spent(self._mu_squared + cost, self._answers[order.run] + 1)
+        return Spent(self._mu_squared + cost, self._answers[order.run] + 1, self._in_run.get(order.run, Fraction(0)) + cost)
 
     def charge(self, order: Order, order_hash: str, check: Callable[[Order, Spent], None]) -> Charge:
         """Record the cost of ``order``, durably, once; ``check`` (the policy) is asked again on what is then the end of the chain.
@@ -198,6 +200,7 @@ class SiteLedger:
             self._releases.add(charge.release_id)
             self._answers[charge.run] += 1
             self._mu_squared += charge.cost
+            self._in_run[charge.run] = self._in_run.get(charge.run, Fraction(0)) + charge.cost
             self._head = hashlib.sha256(data).hexdigest()
 
     def _path(self, seq: int) -> Path:

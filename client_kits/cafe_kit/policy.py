@@ -1,11 +1,12 @@
 """What a site allows. The site's admin owns ``policy.toml``; it stands above every order, whoever signed it.
 
 Knows: limits. Does not know what was spent (the ledger says) or how anything is computed.
-To extend: a limit is a field with a default, a line in ``TEMPLATE`` and a check with a code of its own (CAFE-310 to 316).
+To extend: a limit is a field with a default, a line in ``TEMPLATE`` and a check with a code of its own (CAFE-310 to 316, 320).
 """
 
 from __future__ import annotations
 
+import os
 import tomllib
 from fractions import Fraction
 from pathlib import Path
@@ -17,8 +18,9 @@ from cafe_kit.errors import CafeError
 from cafe_kit.ledger import Spent, epsilon
 from cafe_kit.orders import Order
 
+PAUSED = "paused"  # a file of this name in the site's folder
 TEMPLATE = """\
-# What this site allows. You own this file: no server can change it. It is read at every start of the site.
+# What this site allows. You own this file: no server can change it. It is read anew for every order.
 
 # Which orders are answered: "hello" (versions), "vote" (stage 1), "train" (stage 2).
 kinds = ["hello", "vote", "train"]
@@ -27,6 +29,9 @@ kinds = ["hello", "vote", "train"]
 # ledger. It counts releases with noise (unit: all records of this site). Remove the line "max_epsilon" for no limit.
 max_epsilon = 10.0
 delta = 1e-5
+
+# The most that the answers to one run may spend, at the same delta. Without a number here, only max_epsilon counts.
+# max_epsilon_per_run = 5.0
 
 # The least noise, as a multiple of the clip, that a private answer must ask for. 0.0: whatever fits max_epsilon.
 min_noise_multiplier = 0.0
@@ -43,12 +48,13 @@ min_rows = 2
 
 
 class Policy(BaseModel):
-    """The limits of ``policy.toml``, as read at the site's start. A file that leaves out ``max_epsilon`` sets no limit."""
+    """The limits of ``policy.toml``. A file that leaves out ``max_epsilon`` sets no limit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     kinds: Annotated[list[Literal["hello", "vote", "train"]], Field(default_factory=lambda: ["hello", "vote", "train"])]
     max_epsilon: Annotated[float, Field(gt=0)] | None = None
+    max_epsilon_per_run: Annotated[float, Field(gt=0)] | None = None
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     min_noise_multiplier: Annotated[float, Field(ge=0)] = 0.0
     allow_without_noise: bool = True
@@ -71,11 +77,17 @@ class Policy(BaseModel):
         noise = order.privacy.noise_multiplier
         if order.privacy.mechanism == "gaussian" and (noise == 0 or noise < self.min_noise_multiplier):
             raise CafeError("CAFE-312", "The order asks for less noise than this site allows.", ask_admin)
-        if self.max_epsilon is not None and self._over(spent.mu_squared):
+        if _over(self.max_epsilon, spent.mu_squared, self.delta):
             raise CafeError(
                 "CAFE-313",
                 f"This answer would exceed the site's privacy limit, ε {self.max_epsilon:g} at delta {self.delta:g}.",
                 "The site's admin may raise max_epsilon in policy.toml; what is spent stays spent.",
+            )
+        if _over(self.max_epsilon_per_run, spent.in_run, self.delta):
+            raise CafeError(
+                "CAFE-313",
+                f"This answer would exceed the site's privacy limit of one run, ε {self.max_epsilon_per_run:g} at delta {self.delta:g}.",
+                "The site's admin may raise max_epsilon_per_run in policy.toml; what is spent stays spent.",
             )
         if spent.answers > self.max_rounds_per_run:
             raise CafeError("CAFE-314", f"This run has asked this site {self.max_rounds_per_run} times, which is the limit.", ask_admin)
@@ -93,8 +105,19 @@ class Policy(BaseModel):
                 "Add data, or lower min_rows in policy.toml.",
             )
 
-    def _over(self, mu_squared: Fraction) -> bool:
-        return self.max_epsilon is not None and epsilon(mu_squared, self.delta) > self.max_epsilon
+
+def _over(limit: float | None, mu_squared: Fraction, delta: float) -> bool:
+    return limit is not None and epsilon(mu_squared, delta) > limit
+
+
+def check_not_paused(home: Path) -> None:
+    """Whether the admin lets this site answer at all; ``home`` holds a file ``paused`` while he does not.
+
+    Raises:
+        CafeError: CAFE-320.
+    """
+    if os.path.lexists(home / PAUSED):
+        raise CafeError("CAFE-320", "This site is paused by its admin and answers nothing.", "It goes on after: cafe-site resume")
 
 
 def load_policy(path: Path) -> Policy:

@@ -23,10 +23,10 @@ from cafe_kit import records, release
 from cafe_kit.engine import Engine
 from cafe_kit.errors import CafeError
 from cafe_kit.failpoints import failpoint
-from cafe_kit.ledger import SiteLedger
+from cafe_kit.ledger import SiteLedger, Spent
 from cafe_kit.orders import PROTOCOL, Numbers, Order, Reply, Transport, VoteParams, order_hash, sign, verify
 from cafe_kit.outbox import Draft, Outbox, Sealed
-from cafe_kit.policy import load_policy
+from cafe_kit.policy import check_not_paused, load_policy
 from cafe_kit.seat_config import SeatConfig
 from cafe_kit.site_home import SiteHome
 from cafe_kit.task import Record, Task
@@ -35,7 +35,7 @@ from cafe_kit.work import INPUTS, KIT_VERSION, Work, check_finite, load_inputs, 
 Answer = tuple[Reply, str]  # and the site's signature over it
 _Outcome = TypeVar("_Outcome")
 Progress = Callable[[str, str, int, int], None]  # site, phase, done, of
-REFUSALS = {*(f"CAFE-{n}" for n in range(101, 106)), *(f"CAFE-{n}" for n in range(310, 320))}  # we could, but will not
+REFUSALS = {*(f"CAFE-{n}" for n in range(101, 106)), *(f"CAFE-{n}" for n in range(310, 321))}  # we could, but will not
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Seat:
     def __init__(self, config: SeatConfig) -> None:
         self.site = config.site
         self._home = SiteHome(Path(config.home))
-        self._policy = load_policy(self._home.folder / "policy.toml")
+        load_policy(self._home.folder / "policy.toml")
         self._ledger = SiteLedger(self._home.folder / "ledger")
         self._outbox = Outbox(self._home.folder / "outbox")
         if not all(self._ledger.has(answered) for answered in self._outbox.answered()):
@@ -94,11 +94,12 @@ class Seat:
         verify(order, signature, self._server)
         self._check_address(order, transport)
         work = Work(order, order_hash(order), transport)
+        check_not_paused(self._home.folder)
         sealed = self._sealed_before(work)
         if sealed is not None:
             self._outbox.publish(sealed, transport.output)
             return sealed.reply, sealed.signature
-        self._policy.check(order, self._ledger.after(order, work.hash))
+        self._check_policy(order, self._ledger.after(order, work.hash))
         self._load(work)
         if order.kind == "hello":
             return self._signed(Reply(work.hash, self.site, "ok", numbers=self._figures(work)))
@@ -141,6 +142,11 @@ class Seat:
                 "Check the server's exchange folder.",
             )
 
+    def _check_policy(self, order: Order, spent: Spent) -> None:
+        """What the admin allows *now*: a limit that was lowered, or a pause, counts for an order that is already being computed."""
+        check_not_paused(self._home.folder)
+        load_policy(self._home.folder / "policy.toml").check(order, spent)
+
     def _may_write(self, output: str) -> bool:
         if "\0" in output or not Path(output).is_absolute():
             return False
@@ -160,7 +166,7 @@ class Seat:
         """Records and inputs, everything checked, before any work."""
         work.given = load_inputs(work.order, work.transport)
         work.records = self._own_records(work.order.task)
-        self._policy.check_rows(len(work.records))
+        load_policy(self._home.folder / "policy.toml").check_rows(len(work.records))
         told = work.order.kind != "hello" and work.order.privacy.mechanism == "none"
         work.numbers = Numbers(seconds_load=time.monotonic() - work.began, records=len(work.records) if told else None)
 
@@ -183,7 +189,7 @@ class Seat:
             arrays = {"q": release.bound(release.to_grid(flat, terms.grid), terms, most)}
         self._outbox.begin(work.hash)
         failpoint("site.before_charge")
-        self._ledger.charge(work.order, work.hash, self._policy.check)
+        self._ledger.charge(work.order, work.hash, self._check_policy)
         failpoint("site.after_charge")
         noised = terms.mechanism == "gaussian" and terms.trust == "local"
         if noised:
