@@ -221,7 +221,7 @@ def _privacy(dataset: Dataset) -> None:
         lines = [
             f"**Unit**: {stage['unit']}, that is all records of one site.",
             f"**Adjacency**: {stage['adjacency']}; what is released changes little when one site's votes become zero.",
-            f"**δ** = {datasets.short(stage['delta'])}: the probability with which the bound may fail.",
+            f"**δ** = {accounting.shown(stage['delta'])}: the probability with which the bound may fail.",
             f"**Trust**: who adds the noise: {adder.get(stage['trust'], stage['trust'])}.",
             f"**Counted**: {stage['releases']} releases, all attempts at a set in that run together.",
         ]

@@ -126,6 +126,11 @@ def _delta(epsilon: Any, mu: Any) -> Any:
     return _mp.ncdf(mu / 2 - epsilon / mu) - _mp.exp(epsilon) * _mp.ncdf(-mu / 2 - epsilon / mu)
 
 
+def shown(number: float) -> str:
+    """An epsilon or delta as people write it: 8, 0.25, 1e-5."""
+    return f"{number:g}".replace("e-0", "e-")
+
+
 def _check_delta(delta: float) -> None:
     if not 1e-12 <= delta < 1:
         raise CafeError("CAFE-333", f"Delta {delta:g} is not between 1e-12 and 1.", "Take 1e-5, or less than one over the number of sites.")

@@ -38,7 +38,7 @@ class Cost:
             )
         return (
             f"A new attempt asks every one of the {self.sites} sites to spend again: ε {self.now:g} → about {self.after:.3g}"
-            f" at δ = {datasets.short(self.delta)} in all for stage 1. Spent privacy is not given back."
+            f" at δ = {accounting.shown(self.delta)} in all for stage 1. Spent privacy is not given back."
         )
 
 
@@ -63,7 +63,7 @@ def goes_on(dataset: Dataset) -> str:
         return text
     if asked is None:
         return f"{text} Stage 2 has no formal guarantee."
-    spend = f"up to ε = {asked.epsilon:g} at δ = {datasets.short(asked.delta)}"
+    spend = f"up to ε = {asked.epsilon:g} at δ = {accounting.shown(asked.delta)}"
     return f"{text} It asks each of the sites that train to spend {spend}; spent privacy is not given back."
 
 

@@ -117,7 +117,8 @@ def told(promise: dict[str, Any], stage: str) -> str:
         return f"{accounting.NO_GUARANTEE} (this stage ran without noise)"
     adder = {"server": "the server", "local": "every site"}.get(part["trust"], "the server or the site")
     return (
-        f"differential privacy with ε = {part['epsilon']}, δ = {part['delta']}; unit {part['unit']} (all records of one site), "
+        f"differential privacy with ε = {accounting.shown(part['epsilon'])}, δ = {accounting.shown(part['delta'])};"
+        f" unit {part['unit']} (all records of one site), "
         f"adjacency {part['adjacency']}, noise added by {adder}"
     )
 

@@ -1,23 +1,20 @@
-"""What the votes and rounds of a run were: candidates, survivors, who answered, how long, which score; and how two runs differ.
+"""What the votes and rounds of a run were: candidates, survivors, who answered, how long, which score.
 
-Knows the durable steps and the orders of a run, all of them public. Compares settings, never data; writes nothing.
+Knows the durable steps and the orders of a run, all of them public. Writes nothing.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from cafe_kit.errors import CafeError
 from cafe_kit.task import Record
 from cafe_kit.vote import candidates_from_bytes
 
-from pipeline.overview import attempt_of
-from pipeline.settings import RunSettings, load
+from pipeline.overview import attempt_of, settings_of
 from server_store.blobs import Blobs
 from server_store.errors import StoreError
 from server_store.rows import OrderRow, Run, Step
@@ -126,21 +123,6 @@ def approved(store: Store, settings_name: str) -> list[Run]:
     return found
 
 
-def differences(one: RunSettings, other: RunSettings) -> list[tuple[str, str, str]]:
-    """(setting, in the one, in the other) for each that differs."""
-    left, right = dict(_flat(one.model_dump(mode="json"))), dict(_flat(other.model_dump(mode="json")))
-    keys = list(dict.fromkeys([*left, *right]))
-    return [(key, left.get(key, "–"), right.get(key, "–")) for key in keys if left.get(key) != right.get(key)]
-
-
-def settings_of(run: Run) -> RunSettings | None:
-    """As the run was started; None where its file cannot be read any more."""
-    try:
-        return load(Path(run.folder) / "config.yaml")
-    except CafeError:
-        return None
-
-
 def _answers(orders: Iterable[OrderRow]) -> Answers:
     own = [order for order in orders if not order.site.startswith(_SERVER)]
     by_server = [order for order in orders if order.site.startswith(_SERVER)]
@@ -171,11 +153,3 @@ def _texts(run: Run, step: Step) -> list[Record]:
         return candidates_from_bytes(Blobs(Path(run.folder) / "blobs").get(str(step.sha256)))
     except (StoreError, CafeError, OSError):
         return []  # the run's folder was cleaned
-
-
-def _flat(data: Any, at: str = "") -> Iterable[tuple[str, str]]:
-    if isinstance(data, dict) and data:
-        for key, value in data.items():
-            yield from _flat(value, f"{at}.{key}" if at else key)
-    else:
-        yield at, data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)

@@ -246,12 +246,7 @@ def promised(dataset: Dataset) -> str:
     if not found or math.inf in found.values():
         return accounting.NO_GUARANTEE
     low, high = min(found.values()), max(found.values())
-    return f"ε {high:g}" + ("" if low == high else f" (least: {low:g})") + f" per site, δ = {short(delta(dataset))}"
-
-
-def short(number: float) -> str:
-    """A small number as people write it: 1e-5."""
-    return f"{number:g}".replace("e-0", "e-")
+    return f"ε {high:g}" + ("" if low == high else f" (least: {low:g})") + f" per site, δ = {accounting.shown(delta(dataset))}"
 
 
 @lru_cache(maxsize=4)

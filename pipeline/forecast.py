@@ -83,11 +83,6 @@ def spend_words(settings: RunSettings) -> list[str]:
     return words
 
 
-def small(number: float) -> str:
-    """1e-5, as people write it."""
-    return f"{number:g}".replace("e-0", "e-")
-
-
 def spends(settings: RunSettings) -> bool:
     """Whether a start asks any site for privacy under a guarantee, which then cannot be given back."""
     stage1 = settings.privacy.stage1 and settings.names("cpu") and not settings.synthetic
@@ -99,7 +94,7 @@ def _stage_words(stage: str, number: int, asked: StagePrivacy | None, what: str)
     if asked is None:
         return f"{stage}: {sites} send{'' if number > 1 else 's'} {what} with no formal guarantee."
     each = " each" if number > 1 else ""
-    return f"{stage} asks {sites} to spend up to ε = {asked.epsilon:g}{each} (δ = {small(asked.delta)})."
+    return f"{stage} asks {sites} to spend up to ε = {accounting.shown(asked.epsilon)}{each} (δ = {accounting.shown(asked.delta)})."
 
 
 def _deltas(settings: RunSettings) -> PrivacyTerms:

@@ -19,7 +19,7 @@ from typing import Any
 from cafe_kit.errors import CafeError
 
 from pipeline import catalogue, site_accounts
-from pipeline.accounting import NO_GUARANTEE, epsilon_spent
+from pipeline.accounting import NO_GUARANTEE, epsilon_spent, shown
 from pipeline.home import home
 from pipeline.settings import RunSettings
 from pipeline.site_accounts import Account
@@ -118,14 +118,14 @@ class SiteTotal:
         noised = self.releases - self.without_noise
         if not noised:
             return f"{NO_GUARANTEE}: {_times(self.releases, 'release')} without noise."
-        told = f"ε {self.spent:g} at δ {self.delta:g} for {_times(noised, 'release')} with noise"
+        told = f"ε {self.spent:g} at δ {shown(self.delta)} for {_times(noised, 'release')} with noise"
         return told + (f"; {self.without_noise} more without noise: {NO_GUARANTEE} for these." if self.without_noise else ".")
 
     @property
     def limit_sentence(self) -> str:
         if self.limit is None:
             return "This site has set no limit of its own."
-        return f"ε {self.at_limit:g} of its own limit {self.limit:g}, both at the site's δ {self.limit_delta:g}."
+        return f"ε {self.at_limit:g} of its own limit {self.limit:g}, both at the site's δ {shown(self.limit_delta)}."
 
 
 @dataclass(frozen=True)

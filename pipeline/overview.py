@@ -96,7 +96,7 @@ def look(store: Store, run_id: str) -> Overview:
     """One run now. Raises StoreError CAFE-655 for an unknown id."""
     run = store.run(run_id)
     state, progress, steps = run.shown_state, store.progress(run_id), store.steps(run_id)
-    settings = _settings(run)
+    settings = settings_of(run)
     names = {step.name: step for step in steps}
     attempt = attempt_of(names)
     stage, number = _where(run, progress, names, attempt)
@@ -174,8 +174,8 @@ def proxy_of(site: str) -> str | None:
     return site.removeprefix(PROXY) if site.startswith(PROXY) else None
 
 
-def _settings(run: Run) -> RunSettings | None:
-    """As the run was started, from its own file."""
+def settings_of(run: Run) -> RunSettings | None:
+    """As the run was started, from its own file; None where that cannot be read any more."""
     try:
         return load(Path(run.folder) / "config.yaml")
     except CafeError:

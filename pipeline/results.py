@@ -13,7 +13,7 @@ from typing import Any
 
 from cafe_kit.task import Record
 
-from pipeline import cards, catalogue, reproduction, tuning
+from pipeline import cards, catalogue, history, reproduction, tuning
 from pipeline.context import RunContext
 from server_store.blobs import write_whole
 from server_store.ledger import Ledger
@@ -59,10 +59,7 @@ def privacy_statement(ctx: RunContext, ledger: Ledger) -> dict[str, Any]:
 
 def seconds(ctx: RunContext) -> dict[str, float]:
     """Wall seconds by phase, over all workers that carried the run; ``total`` is their sum."""
-    spent: dict[str, float] = {}
-    for metric in ctx.store.metrics(ctx.run):
-        if metric.name == "seconds":
-            spent[metric.phase] = round(spent.get(metric.phase, 0.0) + metric.value, 1)
+    spent = {phase: round(value, 1) for phase, value in history.seconds(ctx.store, ctx.run).items()}
     return {**spent, "total": round(sum(spent.values()), 1)}
 
 

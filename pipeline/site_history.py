@@ -65,7 +65,7 @@ class History:
             return "nothing"
         if any(charge.mu2 is None for charge in self.charges):
             return accounting.NO_GUARANTEE
-        return f"ε {accounting.epsilon_spent(self.charges, self.delta):g} at δ {self.delta:g}"
+        return f"ε {accounting.epsilon_spent(self.charges, self.delta):g} at δ {accounting.shown(self.delta)}"
 
 
 def of(store: Store, federation: Federation) -> dict[str, History]:

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from cafe_kit.errors import CafeError
 
 from pipeline import ledger_book, paper
-from pipeline.accounting import ADJACENCY, NO_GUARANTEE, epsilon_spent
+from pipeline.accounting import ADJACENCY, NO_GUARANTEE, epsilon_spent, shown
 from pipeline.catalogue import taken_over
 from pipeline.home import home
 from pipeline.ledger_book import Book, Entry, SiteTotal
@@ -148,7 +148,7 @@ def _figure(entries: Sequence[Entry], site: str, deltas: dict[int, float]) -> st
     if any(entry.mu2 is None for entry in entries):
         return NO_GUARANTEE
     delta = max(deltas.get(entry.release.stage, ledger_book.USUAL_DELTA) for entry in entries)
-    return f"ε {epsilon_spent([_charge(entry, site) for entry in entries], delta):g} at δ {delta:g}"
+    return f"ε {epsilon_spent([_charge(entry, site) for entry in entries], delta):g} at δ {shown(delta)}"
 
 
 def _charge(entry: Entry, site: str) -> Charge:

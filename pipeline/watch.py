@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pipeline import accounting
 from server_store.rows import Event, Run
 from server_store.store import Store
 
@@ -79,9 +80,8 @@ def closing(results: Mapping[str, Any], console: Console) -> None:
     for stage, title in (("stage1", "stage 1, synthetic text"), ("stage2", "stage 2, training")):
         part = results["privacy"].get(stage, "off")
         if isinstance(part, dict):
-            console.print(
-                f"{title}: ε = {part['epsilon']:g} at δ = {part['delta']:g} per {part['unit']}, trust: {part['trust']}", highlight=False
-            )
+            spent = f"ε = {accounting.shown(part['epsilon'])} at δ = {accounting.shown(part['delta'])}"
+            console.print(f"{title}: {spent} per {part['unit']}, trust: {part['trust']}", highlight=False)
         else:
             console.print(f"{title}: no formal guarantee", highlight=False)
     split = ", ".join(f"{phase} {value:.0f} s" for phase, value in results["seconds"].items() if phase != "total")

@@ -96,12 +96,12 @@ def test_a_run_with_both_stages(store: Store, cafe_home: Path) -> None:
     ledgers.server(cafe_home, None, sites=("east",), stage=2, rounds=(1, 2, 3))
     told = text(statement.html(RUN))
     assert (
-        "The most that a site spent with a guarantee: ε 4 at δ 1e-05, for 2 sites. 1 site took part without noise: no formal guarantee."
+        "The most that a site spent with a guarantee: ε 4 at δ 1e-5, for 2 sites. 1 site took part without noise: no formal guarantee."
         in told
     )
     assert "Stage 1, votes votes for 80 candidate texts 2 2 Gaussian noise of" in told
     assert "Stage 2, training changes of 80 trained numbers 1 3 without noise: no formal guarantee" in told
-    assert "north 1 2 2 ε 4 at δ 1e-05" in told and "south 1 2 0 ε 4 at δ 1e-05" in told and "east 2 3 3 no formal guarantee" in told
+    assert "north 1 2 2 ε 4 at δ 1e-5" in told and "south 1 2 0 ε 4 at δ 1e-5" in told and "east 2 3 3 no formal guarantee" in told
     assert "unit: client" in told.lower() and "zero-out of one client" in told and "dp-accounting 0." in told
     assert ledger.head() in told and ledger.releases()[-1].hash in told and "unbroken" in told
 
@@ -135,7 +135,7 @@ def test_a_reused_set_is_counted_to_the_run_that_uses_it(store: Store, cafe_home
     facts = {"rows": 3, "source": "demo-20260101-000000-0000", "charged_to": "demo-20260101-000000-0000", "delta": 1e-5}
     store.save_step(RUN, 1, "stage1/1/synthetic", None, facts)
     told = text(statement.html(RUN))
-    assert "ε 4 at δ 1e-05, for 2 sites" in told and "The synthetic set was made by run demo-20260101-000000-0000" in told
+    assert "ε 4 at δ 1e-5, for 2 sites" in told and "The synthetic set was made by run demo-20260101-000000-0000" in told
 
 
 def test_a_site_over_all_its_runs(store: Store, cafe_home: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_site_over_all_its_runs(store: Store, cafe_home: Path) -> None:
     ledgers.site(cafe_home, "north", 4.0, limit="max_epsilon = 8.0\n")
     told = text(statement.site_html("demo", "north"))
     assert "Over 2 runs: ε 4" in told and "for 4 releases with noise." in told
-    assert "demo-20260203-040506-beef" in told and "ε 1 at δ 1e-05" in told and "its own limit 8" in told
+    assert "demo-20260203-040506-beef" in told and "ε 1 at δ 1e-5" in told and "its own limit 8" in told
     assert "Site north reports ε 4, this server counted" in told
     assert "agrees with this server" not in told
     assert "not on this machine" in text(statement.site_html("demo", "south"))

@@ -50,7 +50,7 @@ def test_every_charge_and_every_site(cafe_home: Path) -> None:
     told = _told(page)
     assert "The chain of hashes over 2 releases is unbroken." in told
     assert [one.value for one in page.metric] == ["4", "4"]
-    assert "ε 4 of its own limit 8, both at the site's δ 1e-05." in told and [one.proto.value for one in page.get("progress")] == [50]
+    assert "ε 4 of its own limit 8, both at the site's δ 1e-5." in told and [one.proto.value for one in page.get("progress")] == [50]
     assert "The site's own ledger says the same." in told and "This site has set no limit of its own." in told
     charges = page.dataframe[0].value
     assert list(charges["Round"]) == [2, 1] and set(charges["Sites"]) == {"2: north, south"} and set(charges["State"]) == {"sealed"}

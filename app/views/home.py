@@ -9,7 +9,7 @@ import streamlit as st
 
 from app import downloads, frame, widgets
 from pipeline import catalogue, federations, journey, launch, overview
-from pipeline.accounting import NO_GUARANTEE
+from pipeline.accounting import NO_GUARANTEE, shown
 from pipeline.journey import Journey, Step
 from pipeline.overview import Need
 from server_store.desk import Desk
@@ -232,7 +232,7 @@ def _privacy(now: Journey) -> tuple[str, str]:
     if not found.get("sites"):
         return "nothing yet", "No site was asked for anything that counts."
     most, without, sites = found["maximum"], len(found["sites_without_guarantee"]), len(found["sites"])
-    spent = f"ε {most['epsilon']:g} at δ {most['delta']:g}" if most else ""
+    spent = f"ε {most['epsilon']:g} at δ {shown(most['delta'])}" if most else ""
     if not without:
         return spent, "Unit: all records of one site."
     others = f" The other {most['over_sites']}: {spent}." if most else ""

@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from app import downloads, frame, widgets
-from pipeline import ledger_book
+from pipeline import accounting, ledger_book
 from pipeline.ledger_book import Book, Entry, SiteTotal
 from server_store.desk import Desk
 from server_store.errors import StoreError
@@ -116,7 +116,7 @@ def _gauges(book: Book) -> None:
                 with column, st.container(border=True, height="stretch"):
                     _gauge(total, several)
     st.caption(
-        f"Over all runs, at δ {book.delta:g}: the largest that a run here asked for, unless you choose another. "
+        f"Over all runs, at δ {accounting.shown(book.delta)}: the largest that a run here asked for, unless you choose another. "
         "What several sites spent is never added up; each figure is of one site alone."
     )
 
@@ -124,7 +124,7 @@ def _gauges(book: Book) -> None:
 def _choose_delta(book: Book) -> None:
     if len(book.deltas) > 1:
         st.selectbox(
-            "δ", book.deltas, index=book.deltas.index(book.delta), format_func="{:g}".format, key="privacy-delta",
+            "δ", book.deltas, index=book.deltas.index(book.delta), format_func=accounting.shown, key="privacy-delta",
             help="The same charges give another ε at another δ.",
         )  # fmt: skip
 

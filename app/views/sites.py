@@ -14,7 +14,7 @@ import streamlit as st
 from cafe_kit.errors import CafeError
 
 from app import frame, widgets
-from pipeline import federations, launch, overview, site_history
+from pipeline import accounting, federations, launch, overview, site_history
 from pipeline.federations import Federation, SiteCheck
 from pipeline.overview import SiteNow
 from pipeline.site_history import History
@@ -116,7 +116,7 @@ def _row(
         "Last answer": widgets.when(history.last.ended or history.last.sent) if history.last else "",
         "Records usable": _records(check),
         "Privacy spent": history.spent,
-        "Its own limit": f"ε {limit[0]:g} at δ {limit[1]:g}" if limit else "none set",
+        "Its own limit": f"ε {limit[0]:g} at δ {accounting.shown(limit[1])}" if limit else "none set",
         "Data file": Path(str(site.get("data", ""))).name,
     }
 

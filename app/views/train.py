@@ -9,7 +9,7 @@ import streamlit as st
 
 from app import downloads, draft_view, forms, frame, privacy_form, run_view, start, widgets
 from app.forms import Values
-from pipeline import chronicle, overview
+from pipeline import chronicle, history, overview
 from pipeline.federations import Federation
 from pipeline.forecast import Forecast
 from pipeline.overview import Overview
@@ -139,7 +139,7 @@ def _estimate(settings: RunSettings, looked: Forecast) -> None:
         st.caption("How long a round takes is not known: no run of this federation has finished yet.")
         return
     run, seconds = took
-    before = chronicle.settings_of(run)
+    before = overview.settings_of(run)
     steps = f" ({before.stage2.steps} steps a site)" if before else ""
     planned = f"{settings.stage2.rounds} rounds of {settings.stage2.steps} steps are planned"
     st.caption(f"A round took {widgets.span(seconds)} in the newest finished run{steps}; {planned}.")
@@ -206,11 +206,7 @@ def _compare(run: Run) -> None:
         return
     with st.expander("Compare with another run", icon=":material/compare_arrows:"):
         other = st.selectbox("Run", others, key=f"compare {run.id}")
-        mine, its = chronicle.settings_of(run), chronicle.settings_of(runs[other])
-        if mine is None or its is None:
-            st.caption("The settings of one of the two cannot be read any more.")
-            return
-        differ = chronicle.differences(mine, its)
+        differ = history.differences(run, runs[other])
         if not differ:
             st.caption("Their settings are the same.")
             return
