@@ -54,7 +54,19 @@ def _m2(db: sqlite3.Connection) -> None:
     db.execute("CREATE TABLE preferences (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT")
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_m1, _m2)
+def _m3(db: sqlite3.Connection) -> None:
+    """Kits for sites of other machines, and how far each has come in joining."""
+    db.execute("""CREATE TABLE site_kits (
+        serial TEXT PRIMARY KEY, federation TEXT NOT NULL, site TEXT NOT NULL, kind TEXT NOT NULL,
+        issued REAL NOT NULL, expires REAL NOT NULL, state TEXT NOT NULL, code_key TEXT NOT NULL, exchange TEXT NOT NULL,
+        zip_sha256 TEXT NOT NULL, request TEXT, site_key TEXT NOT NULL DEFAULT '', decided REAL,
+        decided_by TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '', downloads INTEGER NOT NULL DEFAULT 0) STRICT""")
+    # Two operators make a kit for one site: the second insert fails.
+    db.execute("""CREATE UNIQUE INDEX one_kit_of_a_site ON site_kits(federation, site COLLATE NOCASE)
+        WHERE state IN ('issued', 'requested', 'approved')""")
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_m1, _m2, _m3)
 
 
 def migrate(db: sqlite3.Connection) -> None:
