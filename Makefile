@@ -5,7 +5,7 @@
 #   make test     all tests but the long loops; installs a browser when it may
 #   make check    the quick tests: no browser, no models
 #   make soak     the long loops
-#   make lint     ruff and mypy;  make format mends, and rewrites docs/reference.md
+#   make lint     ruff and mypy;  make format mends, and rewrites what docs/ holds of the program
 #   make clean    removes .venv and what tools left behind; never runs or models (cafe clean does)
 #
 # PYTHON=python3.12 chooses the interpreter. TORCH=cpu takes PyTorch's CPU wheels instead of the package index's default.
@@ -48,6 +48,8 @@ format: install
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 	$(BIN)/python -m pipeline.reference
+	$(BIN)/python -m pipeline.rooms
+	$(BIN)/python -m pipeline.error_pages
 
 install:
 	@$(PYTHON) -m pipeline.environment $(TORCH)

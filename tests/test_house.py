@@ -6,13 +6,14 @@ The checks are plain functions of a folder, so that each is also tried on a smal
 from __future__ import annotations
 
 import ast
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from pipeline import rooms
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {"app": "app", "pipeline": "pipeline", "server_store": "server_store", "cafe_kit": "client_kits/cafe_kit"}
@@ -267,12 +268,6 @@ def test_what_only_looks_unsafe_is_not(tmp_path: Path) -> None:
 
 def test_the_architecture_names_every_file_with_its_first_sentence() -> None:
     """`docs/architecture.md` is a map: a file that is new, gone or has changed its noun must show there."""
-    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    told = set(re.findall(r"^\| `([\w/.]+\.py)` \| (.+) \|$", page, re.MULTILINE))
-    found = set()
-    for room in ("client_kits/cafe_kit", "pipeline", "server_store", "app"):
-        for file in sorted((ROOT / room).rglob("*.py")):
-            if file.name != "__init__.py":
-                summary = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split("\n\n")[0].replace("\n", " ")
-                found.add((str(file.relative_to(ROOT / room)), summary.split(". ")[0].rstrip(".")))
-    assert told == found, sorted(told ^ found)
+    page = rooms.FILE.read_text(encoding="utf-8")
+    assert page == rooms.page(page), "run: .venv/bin/python -m pipeline.rooms"
+    assert all(sentence and "|" not in sentence for _, sentence in rooms._files(ROOT / "app"))
