@@ -82,9 +82,10 @@ def _status_line() -> None:
         if run is None:
             return
         seen = overview.look(store, run.id)
-        parts = [widgets.state_mark(seen.state), f"**{widgets.plain(run.name)}**", widgets.plain(seen.sentence)]
-        if run.active and seen.rounds:
-            parts.append(f"{'vote' if seen.stage == 1 else 'round'} {min(max(seen.round, 1), seen.rounds)} of {seen.rounds}")
+        parts = [widgets.state_mark(seen.state), f"**{widgets.plain(run.name)}**", widgets.plain(seen.sentence.removesuffix("."))]
+        counted = f"{'vote' if seen.stage == 1 else 'round'} {min(max(seen.round, 1), seen.rounds)} of {seen.rounds}"
+        if run.active and seen.rounds and counted not in seen.sentence:
+            parts.append(counted)
         if seen.eta_s:
             parts.append(f"about {widgets.span(seen.eta_s)} left")
         with st.container(horizontal=True, vertical_alignment="center", key="status-line"):
