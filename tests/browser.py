@@ -177,7 +177,10 @@ class Operator:
         return scope.get_by_role("button", name=name, exact=True).or_(scope.get_by_role("link", name=name, exact=True)).first
 
     def clicks(self, name: str | re.Pattern[str], where: Locator | None = None) -> Operator:
-        self.button(name, where).click()
+        try:
+            self.button(name, where).click()
+        except PlaywrightError as error:
+            raise AssertionError(f"{name!r} cannot be clicked ({error.message.splitlines()[0]}); the page says:\n{self.text()}") from None
         return self.waits()
 
     def fills(self, label: str | re.Pattern[str], text: str, where: Locator | None = None) -> Operator:

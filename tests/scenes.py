@@ -6,6 +6,7 @@ its behalf is killed. Nothing is written into the store by hand; what a page sho
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from pipeline import federations
 from server_store.rows import Run
@@ -31,6 +33,7 @@ NAME = "clinic-letters"
 PRIVATE = {"stage1": {"epsilon": 8, "delta": 1e-5}, "stage2": "off", "accept_noise": True}
 STAGE1 = {"rounds": 2, "drop_off_label": False}
 STAGE2 = {"rounds": 4, "steps": 4, "warm_start_steps": 2}
+SHORT = {"rounds": 1, "steps": 2, "warm_start_steps": 3}
 LONG = {"rounds": 20, "steps": 4}
 SLOW_S = "0.3"  # what each vote and each step takes where a scene must last
 
@@ -61,36 +64,36 @@ class Scene:
     name: str
     home: Path
     environment: dict[str, str]
-    federation: Federation | None = None
+    federation: Federation
     run: str = ""
     worker: subprocess.Popen[bytes] | None = None
 
     @property
     def row(self) -> Run:
-        assert self.federation
         return self.federation.store.run(self.run)
 
     def all_runs(self) -> list[Run]:
-        assert self.federation
         return self.federation.store.runs()
 
     def step_names(self) -> set[str]:
-        assert self.federation
         return {step.name for step in self.federation.store.steps(self.run)}
 
     def words(self) -> list[dict[str, Any]]:
         """What the operator said on each attempt at a synthetic set."""
-        assert self.federation
         return [step.facts for step in self.federation.store.steps(self.run) if step.name.endswith("/approval")]
 
     def rounds_scored(self) -> int:
         """Federated rounds that are over; round 0 is the warm start."""
         return sum(bool(re.fullmatch(r"stage2/\d+/[1-9]\d*/score", name)) for name in self.step_names())
 
+    def adapters(self) -> list[str]:
+        """SHA-256 of the weights that the chat may load: of the synthetic set alone, and of the last round."""
+        results = json.loads((Path(self.row.folder) / "results.json").read_text())
+        folders = [Path(results["adapter"]).parent / "attempt-1" / "round-0", Path(results["adapter"])]
+        return [hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest() for folder in folders]
+
     def ends(self) -> None:
         """Kills what still runs on behalf of this home."""
-        if self.federation is None:
-            return
         ours = self.federation.processes()
         for process in ours:
             process.kill()
@@ -127,7 +130,6 @@ def waiting(folder: Path, **settings: Any) -> Scene:
 def failed(folder: Path) -> Scene:
     """A site's data file went away between the start and the first order, and the others are too few."""
     scene = draft(folder, stage1={"quorum": 3})
-    assert scene.federation
     (scene.federation.folder / "weak1.jsonl").unlink()
     (scene.home / "federations" / NAME / "weak1.jsonl").unlink()
     return _carried(scene, "failed", "Failed")
@@ -144,7 +146,7 @@ def lost(folder: Path) -> Scene:
 def stopped(folder: Path) -> Scene:
     """Stopped by the operator after a round."""
     scene = running(folder, seconds="0.1")
-    assert scene.federation and scene.worker
+    assert scene.worker
     scene.federation.store.command(scene.run, "stop")
     assert scene.worker.wait(timeout=120) == 0 and scene.row.state == "Stopped"
     scene.name = "stopped"
@@ -154,6 +156,21 @@ def stopped(folder: Path) -> Scene:
 def done(folder: Path, **settings: Any) -> Scene:
     """A run that came to its end."""
     return _carried(draft(folder, **settings), "done", "Done")
+
+
+def short_demo(folder: Path, models: Path) -> Scene:
+    """The demo federation with the real models and less of everything: few texts, one vote, one round of few steps."""
+    tiny = Federation(folder)
+    environment = {key: value for key, value in tiny.environment.items() if key not in ("CAFE_MODELS", "CAFE_KIT_ENGINE")}
+    (tiny.home / "models").symlink_to(models)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CAFE_HOME", str(tiny.home))
+        made = federations.create_demo()
+        stage1 = {"rounds": 1, "candidates_per_label": 3, "survivors_per_label": 2, "synthetic_per_label": 4}
+        federations.save("demo", {**made.data, "stage1": stage1, "stage2": {**made.data["stage2"], **SHORT}})
+    test = made.folder / "test.jsonl"
+    test.write_text("".join(line + "\n" for line in test.read_text().splitlines()[:30]))
+    return Scene("short demo", tiny.home, environment, tiny)
 
 
 def hostile(folder: Path) -> Scene:
@@ -174,7 +191,7 @@ def hostile(folder: Path) -> Scene:
     return _carried(Scene("draft", tiny.home, tiny.environment, tiny), "hostile", "Done")
 
 
-SCENES: dict[str, Callable[[Path], Scene]] = {
+SCENES: dict[str, Callable[..., Scene]] = {
     "empty": empty, "draft": draft, "running": running, "waiting": waiting, "failed": failed, "lost": lost, "stopped": stopped,
     "done": done, "hostile": hostile,
 }  # fmt: skip
@@ -194,7 +211,6 @@ def _write(file: Path, rows: list[dict[str, str]]) -> None:
 
 
 def _carried(scene: Scene, name: str, state: str) -> Scene:
-    assert scene.federation
     scene.run, scene.name = scene.federation.create(), name
     scene.federation.work(scene.run)
     assert scene.row.state == state, (scene.row.state, scene.row.error)
@@ -203,7 +219,6 @@ def _carried(scene: Scene, name: str, state: str) -> Scene:
 
 def _work(scene: Scene, name: str, until: Callable[[], bool], **environment: str) -> Scene:
     """A run that is being carried; comes back when it is as far as ``until``."""
-    assert scene.federation
     scene.run, scene.name = scene.federation.create(), name
     with (scene.federation.folder / "worker.log").open("ab") as log:
         scene.worker = subprocess.Popen(

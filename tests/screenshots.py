@@ -66,11 +66,11 @@ class Album:
             for dark in (False, True):
                 with self._operator(console, width, height, dark) as ada:
                     for page in pages:
-                        ada.opens(page, **({"run": run} if run and page in OF_A_RUN else {}))
+                        _open(ada, page, run)
                         self._shoot(ada, name, page, width, dark)
                     for walk in WALKS:
                         if walk.scene == name and not dark:
-                            ada.opens(walk.page, **({"run": run} if run and walk.page in OF_A_RUN else {}))
+                            _open(ada, walk.page, run)
                             walk.clicks(ada)
                             self._shoot(ada, name, f"{walk.page}, {walk.name}", width, dark)
 
@@ -80,8 +80,8 @@ class Album:
             ada.opens("Home")
             ada.page.wait_for_timeout(1000)
             ada.page.screenshot(path=to)
-        with Image.open(to) as picture:
-            picture.convert("RGB").quantize(128).save(to, optimize=True)
+        with Image.open(to) as taken:
+            taken.convert("RGB").quantize(128).save(to, optimize=True)
 
     def sheets(self) -> None:
         """Pictures of one scene and look, side by side, six on a sheet."""
@@ -112,6 +112,13 @@ class Album:
         ada.page.set_viewport_size({"width": width, "height": WIDTHS[width]})
 
 
+def _open(ada: Operator, page: str, run: str) -> None:
+    if run and page in OF_A_RUN:
+        ada.opens(page, run=run)
+    else:
+        ada.opens(page)
+
+
 def _sheet(files: list[Path], to: Path) -> None:
     to.parent.mkdir(exist_ok=True)
     wide = 900 if len(files) and ".1440-" in files[0].name else 390
@@ -140,7 +147,8 @@ def main() -> None:
     with chromium() as browser, tempfile.TemporaryDirectory() as scratch:
         album = Album(words.out, browser)
         for name in words.scenes or ([] if words.readme else SCENES):
-            scene = SCENES[name](Path(scratch) / name)
+            lasts = {"seconds": "2"} if name == "running" else {}  # until all pictures are taken
+            scene = SCENES[name](Path(scratch) / name, **lasts)
             try:
                 with Console(scene.environment) as console:
                     album.scene(name, console, scene.run, PAGES.get(name, ALL))

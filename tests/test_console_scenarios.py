@@ -6,19 +6,26 @@ Ada and Ben are operators. Every browser's farewell checks that no request left 
 
 from __future__ import annotations
 
+import hashlib
 import re
 import signal
+import subprocess
+import sys
+import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import Browser, expect
 
 from tests import scenes
 from tests.browser import ADDRESSES, Console, Operator, chromium
-from tests.scenes import NAME, Scene
+from tests.conftest import RealModels
+from tests.scenes import HOSTILE, NAME, Scene
 
 pytestmark = pytest.mark.system
 SOON_S = 6.0  # "within two seconds" with the time that a busy machine takes to draw
@@ -174,18 +181,80 @@ def test_a_set_is_rejected_and_the_second_attempt_approved_without_one_row(stage
     assert {step["approved"] for step in scene.words()} == {False, True}
 
 
+def test_a_row_that_is_left_out_is_not_trained_on(stage: Stage) -> None:
+    scene = stage.scene(scenes.waiting)
+    ada = stage.operator(stage.console(scene))
+    ada.opens("Datasets", run=scene.run).sees("Row 1")
+    row = ada.page.locator(".st-key-row-0")
+    text = row.get_by_test_id("stText").inner_text()
+    row.get_by_text("Leave out").click()
+    ada.waits().sees("1 left out").reloads().sees("1 left out")
+    ada.clicks("Approve")
+    ada.until(lambda: scene.row.state == "Done", "the run goes on to its end", within_s=120)
+    kept = pq.read_table(Path(scene.row.folder) / "synthetic" / "train.parquet").to_pylist()
+    assert text not in [one["text"] for one in kept]
+
+
 # -- people, not machines ----------------------------------------------------------------------------------------------
 
 
-def test_what_people_write_is_shown_as_typed_on_every_page(stage: Stage) -> None:
+def test_what_people_wrote_is_shown_as_typed_on_every_page(stage: Stage) -> None:
     scene = stage.scene(scenes.hostile)
     ada = stage.operator(stage.console(scene))
     for page in ADDRESSES:
         ada.opens(page)
-        _nothing_was_obeyed(ada)
-    for page in ("Runs", "Datasets", "Adapters", "Try it", "Train", "Generate", "Privacy ledger"):
+        _nothing_was_obeyed(ada, page)
+    for page in ("Runs", "Datasets", "Adapters", "Train", "Generate"):
         ada.opens(page, run=scene.run)
-        _nothing_was_obeyed(ada)
+        _nothing_was_obeyed(ada, page)
+
+
+def test_a_hostile_text_in_every_field_is_refused_in_words_or_kept_as_typed(stage: Stage) -> None:
+    scene = stage.scene(scenes.waiting)
+    ada = stage.operator(stage.console(scene))
+    for page in ADDRESSES:
+        ada.opens(page)
+        fields = ada.page.get_by_test_id("stMain").locator('input[type="text"], input[type="search"], textarea')
+        for number in range(fields.count()):
+            field = fields.nth(number)
+            if field.is_visible() and field.is_editable() and not field.get_attribute("aria-haspopup"):
+                field.fill(HOSTILE)
+                field.blur()
+                ada.waits()
+        _nothing_was_obeyed(ada, page)
+    ada.opens("Home").clicks("Set up a real federation")
+    ada.fills("Name", HOSTILE, ada.dialog).fills("What the texts are, in one phrase", HOSTILE, ada.dialog)
+    ada.clicks("Set it up", ada.dialog).sees("This name cannot be used.")
+    ada.fills("Name", "letters", ada.dialog).clicks("Set it up", ada.dialog)
+    ada.page.wait_for_url(re.compile("/sites"))
+    ada.waits().clicks("Add a site").fills("Name", HOSTILE, ada.dialog).fills("Data file on this machine", HOSTILE, ada.dialog)
+    _nothing_was_obeyed(ada, "Sites")
+    ada.opens("Generate", federation="letters")
+    _nothing_was_obeyed(ada, "Generate")
+
+
+def test_the_demo_is_started_with_the_keyboard_alone(stage: Stage, real_models: RealModels) -> None:
+    scene = stage.scene(scenes.empty)
+    (scene.home / "models").symlink_to(real_models.base.path.parent)
+    ada = stage.operator(stage.console(scene, CAFE_TINY_SECONDS="0.5"))
+    ada.opens("Home").sees("Nothing is set up yet.")
+    for _ in range(40):
+        ada.presses("Tab")
+        if "Try the demo federation" in ada.page.evaluate("() => document.activeElement.innerText || ''"):
+            break
+    ada.presses("Enter").waits()
+    ada.sees("demo: all data is invented").until(lambda: len(scene.all_runs()) == 1, "one run is there")
+    ada.sees_state("Running", within_s=60)
+
+
+def test_every_control_has_a_name_and_every_page_one_title(stage: Stage) -> None:
+    scene = stage.scene(scenes.done)
+    ada = stage.operator(stage.console(scene))
+    for page in ADDRESSES:
+        ada.opens(page)
+        assert ada.page.evaluate(_NAMELESS) == [], page
+        titles = ada.page.get_by_test_id("stMain").get_by_role("heading", level=1)
+        expect(titles).to_have_count(1)
 
 
 def test_no_page_scrolls_sideways_on_a_telephone(stage: Stage) -> None:
@@ -199,22 +268,91 @@ def test_no_page_scrolls_sideways_on_a_telephone(stage: Stage) -> None:
 
 
 def test_the_dark_theme_follows_the_browser(stage: Stage) -> None:
-    scene = stage.scene(scenes.done)
+    scene = stage.scene(scenes.empty)
     console = stage.console(scene)
     grounds = []
     for dark in (False, True):
-        one = stage.operator(console, dark=dark).opens("Home")
+        one = stage.operator(console, dark=dark).opens("Home").sees("Nothing is set up yet.")
         grounds.append(one.page.get_by_test_id("stApp").evaluate("one => getComputedStyle(one).backgroundColor"))
     assert grounds == ["rgb(255, 255, 255)", "rgb(20, 17, 16)"]
 
 
-def test_home_is_painted_as_soon_as_the_server_is_well(stage: Stage) -> None:
+def test_home_is_the_first_thing_painted_with_one_thing_to_do(stage: Stage) -> None:
+    """The order of things, not their length: the server is well, the browser asks, Home is drawn; nothing else is waited for."""
     scene = stage.scene(scenes.empty)
-    ada = stage.operator(stage.console(scene)).opens("Home")
+    console = stage.console(scene)
+    well = time.time()
+    ada = stage.operator(console).opens("Home")
     ada.sees("Nothing is set up yet.", "nothing leaves this machine")
-    primary = ada.page.get_by_test_id("stMain").locator('[data-testid="stBaseButton-primary"]')
+    drawn = time.time()
+    painted = ada.page.evaluate(
+        "() => (performance.timeOrigin + performance.getEntriesByName('first-contentful-paint')[0].startTime) / 1000"
+    )
+    assert well < painted < drawn
+    primary = ada.page.get_by_test_id("stMain").get_by_test_id("stBaseButton-primary")
     expect(primary).to_have_count(1)
     expect(primary).to_have_text(re.compile("Try the demo federation$"))
+    assert scene.all_runs() == [] and not (scene.home / "models").exists()
+
+
+# -- the whole way, with the real model --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory, chrome: Browser, real_models: RealModels) -> Iterator[tuple[Operator, Scene]]:
+    """The demo federation, shortened (few texts, one vote, one round of few steps), from one click on Home to Done."""
+    scene = scenes.short_demo(tmp_path_factory.mktemp("demo") / "home", real_models.base.path.parent)
+    with ExitStack() as ends:
+        ends.callback(scene.ends)
+        ada = ends.enter_context(Operator(chrome, ends.enter_context(Console(scene.environment))))
+        ada.opens("Home").clicks("Try the demo federation").sees_state("Running", within_s=60)
+        ada.sees("is ready.", within_s=420)
+        scene.run = scene.all_runs()[0].id
+        yield ada, scene
+
+
+@pytest.mark.heavy
+def test_the_demo_by_clicks_to_the_chat(demo: tuple[Operator, Scene]) -> None:
+    ada, scene = demo
+    ada.opens("Home").clicks("Try it", ada.page.locator(".st-key-done"))
+    ada.page.wait_for_url(re.compile("/try"))
+    ada.waits().clicks("Start the chat").sees("Model ready", within_s=180)
+    ada.sees("Base", "Synthetic only", "Federated")
+    for adapter in scene.adapters():
+        ada.sees(f"adapter {adapter[:12]}")
+    box = ada.page.get_by_test_id("stChatInputTextArea")
+    box.fill("My tablets have run out, can I have more of them before Friday?")
+    box.press("Enter")
+    ada.sees("Label scores", within_s=180).sees(re.compile("^Likeliest by Base: .*, Synthetic only: .*, Federated"))
+    expect(ada.page.get_by_text(re.compile(r"^\d+ tokens? · [\d.]+ s · done"))).to_have_count(3)
+    ada.reloads().sees("My tablets have run out, can I have more of them before Friday?")
+
+
+@pytest.mark.heavy
+def test_the_adapter_is_downloaded_by_a_click_and_loaded_with_peft(demo: tuple[Operator, Scene], tmp_path: Path) -> None:
+    ada, scene = demo
+    file = ada.opens("Home").downloads("Download", tmp_path)
+    with zipfile.ZipFile(file) as bundle:
+        bundle.extractall(tmp_path)
+    folder = next(one.parent for one in tmp_path.rglob("adapter_config.json"))
+    weights = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+    assert weights == scene.adapters()[-1]
+    code = (
+        "import sys; from peft import PeftModel; from transformers import AutoModelForCausalLM as Model\n"
+        "model = PeftModel.from_pretrained(Model.from_pretrained(sys.argv[1]), sys.argv[2])\n"
+        "print(sum(p.abs().sum().item() for n, p in model.named_parameters() if 'lora_B' in n) > 0)"
+    )
+    base = str(scene.home / "models" / "smollm2-135m-instruct")
+    done = subprocess.run([sys.executable, "-c", code, base, str(folder)], capture_output=True, text=True, check=False, timeout=300)
+    assert done.stdout.strip() == "True", done.stderr
+
+
+# every button, link and field with no words of its own: neither text, label, title nor alternative text
+_NAMELESS = """() => [...document.querySelectorAll('[data-testid="stMain"] :is(button, a[href], input, textarea, [role="img"], img)')]
+    .filter(one => one.offsetParent && one.type !== 'hidden' && !one.closest('[aria-hidden="true"]'))
+    .filter(one => !(one.innerText || '').trim() && !one.ariaLabel && !one.title && !one.alt && !one.labels?.length
+        && !one.getAttribute('aria-labelledby') && !one.placeholder)
+    .map(one => one.outerHTML.slice(0, 160))"""
 
 
 def _round(ada: Operator) -> int:
@@ -222,9 +360,12 @@ def _round(ada: Operator) -> int:
     return int(found[1]) if found else 0
 
 
-def _nothing_was_obeyed(ada: Operator) -> None:
-    """No script ran, no link or picture was made out of a text, nothing was coloured."""
+def _nothing_was_obeyed(ada: Operator, page: str) -> None:
+    """No script ran, no link, picture or formula was made out of a text, nothing was coloured, and the page did not fall."""
     main = ada.page.get_by_test_id("stMain")
-    expect(main.locator('a[href*="evil.example"], img[src*="evil.example"], script, .katex')).to_have_count(0)
-    expect(main.get_by_text("y", exact=True).and_(main.locator(".stMarkdownColoredText"))).to_have_count(0)
-    assert "unforeseen" not in ada.text()
+    made = main.locator('a[href*="evil.example"], img[src*="evil.example"], script, .katex').evaluate_all(
+        "all => all.map(one => one.parentElement.outerHTML.slice(0, 300))"
+    )
+    assert made == [], f"{page}: {made}"
+    assert "y" not in main.locator(".stMarkdownColoredText").all_inner_texts(), page
+    assert "unforeseen" not in ada.text(), f"{page}:\n{ada.text()}\n{ada.console.said()[-3000:]}"
