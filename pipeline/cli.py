@@ -1,4 +1,4 @@
-"""The command line: ``cafe demo · serve · run · status · stop · resume · approve · reject · export · doctor · clean · explain``.
+"""The command line: ``cafe demo · serve · run · status · stop · resume · approve · reject · export · doctor · clean · explain · site``.
 
 Knows words and exit codes: 0 done, 1 failed, 2 settings or usage, 5 refused for privacy. What is done lies elsewhere.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,9 +16,10 @@ from cafe_kit.errors import CafeError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pipeline import error_pages, launch, watch
+from pipeline import error_pages, launch, site_commands, watch
 from pipeline.home import home
 from pipeline.settings import RunSettings, load
+from pipeline.terminal import Format, plain, print_json
 from server_store.errors import StoreError
 from server_store.rows import Run
 
@@ -29,13 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-class Format(StrEnum):
-    """How to print: for people, or one JSON object for machines."""
-
-    text = "text"
-    json = "json"
+app.add_typer(site_commands.app, name="site")
 
 
 _DEMO = """\
@@ -98,7 +92,7 @@ def status(
     store = launch.store()
     if format is Format.json:
         found = [store.run(run_id)] if run_id else store.runs()
-        _print_json([watch.as_json(one) for one in found])
+        print_json([watch.as_json(one) for one in found])
     elif run_id:
         _ended(watch.follow(store, run_id, _console), Format.text)
     else:
@@ -155,7 +149,7 @@ def doctor(format: AsFormat = Format.text) -> None:
 
     found = checks(home())
     if format is Format.json:
-        _print_json([{"name": one.name, "ok": one.ok, "detail": one.detail, "hint": one.hint} for one in found])
+        print_json([{"name": one.name, "ok": one.ok, "detail": one.detail, "hint": one.hint} for one in found])
     else:
         for one in found:
             mark = "[green]ok  [/green]" if one.ok else "[red]FAIL[/red]"
@@ -188,7 +182,7 @@ def main() -> None:
     except (CafeError, StoreError) as error:
         told = {"code": error.code, "message": error.message, "hint": error.hint}
         if "json" in sys.argv:
-            _print_json({"error": told})
+            print_json({"error": told})
         else:
             _tell(told)
         sys.exit(5 if error.code.startswith("CAFE-3") else 2)
@@ -207,7 +201,7 @@ def _run(settings: RunSettings, out: Path | None, format: Format, detach: bool =
         _console.print(f"run {started.id} in {started.folder}", highlight=False, soft_wrap=True)
     if detach:
         if format is Format.json:
-            _print_json(watch.as_json(started))
+            print_json(watch.as_json(started))
         return
     _ended(watch.follow(launch.store(), started.id, _quiet(format)), format)
 
@@ -227,7 +221,7 @@ def _checked(settings: RunSettings, format: Format) -> None:
         "trained_parameters": sum(int(a * b) for a, b in made.trained.values()),
     }
     if format is Format.json:
-        _print_json(told)
+        print_json(told)
     else:
         _console.print(json.dumps(told, indent=2))
 
@@ -238,12 +232,12 @@ def _ended(run: Run, format: Format) -> None:
     if run.state == "Done":
         results = json.loads(file.read_text(encoding="utf-8"))
         if format is Format.json:
-            _print_json(results)
+            print_json(results)
         else:
             watch.closing(results, _console)
         return
     if format is Format.json:
-        _print_json(watch.as_json(run))
+        print_json(watch.as_json(run))
     elif run.error:
         _tell(run.error)
         _errors.print(f"`cafe resume {run.id}` goes on with it.", highlight=False)
@@ -255,18 +249,10 @@ def _ended(run: Run, format: Format) -> None:
 
 def _tell(error: Mapping[str, str]) -> None:
     """An error in the words that the console's card shows, too."""
-    code, words = error["code"], _plain(f"{error['message']} {error['hint']}")
+    code, words = error["code"], plain(f"{error['message']} {error['hint']}")
     _errors.print(f"[bold red]{code}[/bold red] {words}", highlight=False, soft_wrap=True)
     if error_pages.page(code):
         _errors.print(f"`cafe explain {code}` says more.", highlight=False)
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
-
-
-def _print_json(data: Any) -> None:
-    print(json.dumps(data, indent=2))
 
 
 def _quiet(format: Format) -> Console:

@@ -16,6 +16,7 @@ from typing import Any
 
 from cafe_kit.errors import CafeError
 from cafe_kit.records import OPTIONAL_ROLES, ROLES, DataSource, column_names, fingerprint, read
+from cafe_kit.task import Task
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -217,6 +218,11 @@ def public_files(federation: Federation) -> PublicFiles:
         except CafeError as error:
             problems[role] = error
     return PublicFiles(labels, counts["examples"], counts["test"], problems)
+
+
+def public_task(federation: Federation) -> Task:
+    """The task as sites of other machines are told it, also before the federation is complete. Raises CafeError CAFE-601 to 605."""
+    return _probe(federation, "labels").public_task()
 
 
 def _probe(federation: Federation, role: str) -> RunSettings:

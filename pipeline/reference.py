@@ -156,15 +156,23 @@ def _value(value: Any) -> str:
 
 
 def _commands() -> Iterator[str]:
-    for command in app.registered_commands:
+    for above, command in commands():
         function = command.callback
         assert function is not None
         rows = list(_parameters(function))
         arguments = "".join(f" {row[0].strip('`')}" for row in rows if not row[0].startswith("`--"))
-        yield f"### `cafe {(command.name or function.__name__).replace('_', '-')}{arguments}`"
+        yield f"### `cafe {above}{(command.name or function.__name__).replace('_', '-')}{arguments}`"
         yield inspect.getdoc(function) or ""
         if rows:
             yield _table(("argument", "what it may be", "default", "meaning"), rows)
+
+
+def commands() -> Iterator[tuple[str, typer.models.CommandInfo]]:
+    """Every command, with the words that stand above it ("site ")."""
+    yield from (("", command) for command in app.registered_commands)
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        yield from ((f"{group.name} ", command) for command in group.typer_instance.registered_commands)
 
 
 def _parameters(function: Callable[..., Any]) -> Iterator[tuple[str, str, str, str]]:

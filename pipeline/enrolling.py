@@ -1,0 +1,279 @@
+"""How an operator lets a site of another machine in: make its kit, read its request, compare four words, answer.
+
+Knows the order of the steps and where the files lie (``CAFE_HOME/kits``, or a folder that both sides reach). Does not know what is in a zip
+(``client_kits/builder.py``), what a document looks like (``cafe_kit/enrolment.py``) or how rows are kept (``server_store/site_kits.py``).
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from cafe_kit import enrolment, ssh_signature
+from cafe_kit.enrolment import Approval, Embedder, JoinRequest, KitInfo, Limits, Server
+from cafe_kit.errors import CafeError
+from cafe_kit.inputs import hash_file
+from cafe_kit.orders import MAX_BYTES
+from pydantic import TypeAdapter, ValidationError
+
+from client_kits import builder
+from pipeline import federations, models
+from pipeline.federations import Federation
+from pipeline.home import home
+from pipeline.keys import server_keys
+from server_store.blobs import write_whole
+from server_store.errors import StoreError
+from server_store.site_kits import SiteKit, SiteKits
+
+DAYS = 7.0
+CLOCK_SLACK_S = 300.0
+Kind = Literal["cpu", "gpu"]
+
+
+@dataclass(frozen=True)
+class Issued:
+    """A new kit. ``code`` is shown once and kept nowhere; it goes to the site by another way than the zip."""
+
+    zip: Path
+    sha256: str
+    code: str
+    fingerprint: str
+    serial: str
+    expires: float
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A genuine request and what the operator compares before he decides."""
+
+    kit: SiteKit
+    words: tuple[str, str, str, str]
+    request: JoinRequest
+
+
+def store() -> SiteKits:
+    """The store of this home, with the kits."""
+    return SiteKits(home() / "store.db")
+
+
+def fingerprint() -> str:
+    """Of the key that signs kits and answers, as ``ssh-keygen`` prints it."""
+    return ssh_signature.fingerprint(server_keys(home()).verify_hex)
+
+
+def issue(
+    federation: str,
+    site: str,
+    kind: Kind,
+    *,
+    exchange: Path | None = None,
+    wheels: bool = False,
+    to: Path | None = None,
+    days: float = DAYS,
+) -> Issued:
+    """Make a kit for one site of a federation. ``to``: a folder, or the zip's name; ``CAFE_HOME/kits`` where it is left out.
+
+    Raises:
+        CafeError: CAFE-607 (no such federation), CAFE-602 (the site's name), 137 (a folder), 138 (wheels), 431 to 448 (embedder).
+        StoreError: CAFE-145 for a site that has a kit.
+    """
+    found, kits = federations.get(federation), store()
+    kits.check_free(federation, site, _now())
+    where = str(_checked_exchange(exchange)) if exchange else ""
+    embedder = models.embedder(str(found.data.get("embedder") or models.DEFAULT_EMBEDDER)) if kind == "cpu" else None
+    code = enrolment.new_code()
+    info = _info(found, site, kind, code, where, days, embedder)
+    path = _target(to, f"{builder.folder_name(info)}.zip")
+    unconfirmed = path.with_name(f".{path.name}.{info.serial}")
+    try:
+        builder.build(info, unconfirmed, sign=_sign, embedder=embedder.path if embedder else None, wheels=wheels)
+        sha256 = hash_file(unconfirmed)
+        code_key = enrolment.proof_key(code, info.serial).hex()
+        kits.issue(SiteKit(info.serial, federation, site, kind, info.issued, info.expires, "issued", code_key, where, sha256))
+        unconfirmed.replace(path)
+    except OSError as error:
+        raise CafeError("CAFE-137", f"The kit cannot be written there ({error.strerror}).", "Name another folder, or make room.") from None
+    finally:
+        unconfirmed.unlink(missing_ok=True)
+    return Issued(path, sha256, code, fingerprint(), info.serial, info.expires)
+
+
+def receive(file: Path) -> Waiting:
+    """Read a site's request from the file that it made, and check it; what was decided before stays decided.
+
+    Raises:
+        CafeError: CAFE-101 to 103 (the file), 137 (cannot be read), 140 (another join code), 153 (the site's clock).
+        StoreError: CAFE-142, 143, 147, 149, 152.
+    """
+    request = enrolment.read_request(_bytes(file))
+    kits, now = store(), time.time()
+    kit = kits.kit(request.serial)
+    if (request.federation, request.site) != (kit.federation, kit.site):
+        raise CafeError(
+            "CAFE-148", "This request is for another federation or site than its kit.", "Ask the site to join with its own kit."
+        )
+    if kit.code_key and kit.state in ("issued", "requested"):
+        enrolment.check_request(request, bytes.fromhex(kit.code_key))
+    if kit.state == "issued" and not kit.issued - CLOCK_SLACK_S <= request.made <= now + CLOCK_SLACK_S:
+        raise CafeError(
+            "CAFE-153", "The site's clock is wrong: its request was made before its kit, or in the future.", "Set both clocks (NTP)."
+        )
+    return _waiting(kits.request(request.serial, request.site_key, asdict(request), now))
+
+
+def received(federation: str | None = None) -> tuple[list[Waiting], list[CafeError | StoreError]]:
+    """What lies in the exchange folders for kits that wait: the requests, and what is wrong with those that cannot be taken."""
+    found: list[Waiting] = []
+    wrong: list[CafeError | StoreError] = []
+    for kit in listed(federation):
+        file = Path(kit.exchange) / enrolment.request_name(kit.serial)
+        if kit.exchange and kit.state in ("issued", "requested") and file.is_file():
+            try:
+                found.append(receive(file))
+            except (CafeError, StoreError) as error:
+                wrong.append(error)
+    return found, wrong
+
+
+def waiting(serial: str) -> Waiting:
+    """The request that was accepted for a kit. Raises StoreError CAFE-146, 147."""
+    return _waiting(store().kit(serial))
+
+
+def approve(serial: str, said: str, by: str = "") -> Path:
+    """Let the site in, if ``said`` are the words that it sees; returns the file of the answer. Doing it twice gives the same file.
+
+    Raises:
+        CafeError: CAFE-144 for other words, and nothing is decided.
+        StoreError: CAFE-142, 143, 146, 147, 149.
+    """
+    found = waiting(serial)
+    if tuple(re.findall(r"[a-z]+", said.lower())) != found.words:
+        raise CafeError(
+            "CAFE-144",
+            f"These are not the words of {found.kit.site!r}; nothing was approved.",
+            "Ask again on the telephone. If the site really sees other words, somebody stands between you: refuse it.",
+        )
+    return _answer(store().approve(serial, found.kit.site_key, by, _now()))
+
+
+def refuse(serial: str, reason: str, by: str = "") -> Path:
+    """Say no, with a reason that the site reads; returns the file of the answer. Raises StoreError CAFE-146, 147."""
+    return _answer(store().refuse(serial, by, reason, _now()))
+
+
+def revoke(serial: str, reason: str = "", by: str = "") -> Path | None:
+    """Take a kit back. Where a site asked with it, the file of the answer is returned. Raises StoreError CAFE-146, 147."""
+    kit = store().revoke(serial, by, reason or "The operator took the kit back.", _now())
+    return _answer(kit) if kit.site_key else None
+
+
+def listed(federation: str | None = None) -> list[SiteKit]:
+    """All kits, or those of one federation, the newest first."""
+    return store().kits(federation)
+
+
+def find(site: str, federation: str | None = None) -> SiteKit:
+    """The newest kit of a site, by the site's name or the kit's serial.
+
+    Raises:
+        StoreError: CAFE-147 for none; CAFE-146 when sites of several federations have this name.
+    """
+    found = [kit for kit in listed(federation) if site in (kit.site, kit.serial)]
+    if not found:
+        raise StoreError("CAFE-147", f"There is no kit for {site!r}.", "`cafe site list` shows them all.")
+    if len({kit.federation for kit in found}) > 1:
+        raise StoreError("CAFE-146", f"Several federations have a site {site!r}.", "Name the federation: --federation.")
+    return found[0]
+
+
+def _info(
+    federation: Federation, site: str, kind: Kind, code: str, where: str, days: float, embedder: models.ModelFolder | None
+) -> KitInfo:
+    """What the kit says of itself; only here does the code meet its serial."""
+    keys, serial, now = server_keys(home()), secrets.token_hex(16), _now()
+    try:
+        return KitInfo(
+            federation=federation.name,
+            site=site,
+            kind=kind,
+            serial=serial,
+            issued=now,
+            expires=now + days * 86400,
+            server=Server(keys.verify_hex, keys.seal_hex),
+            task=federations.public_task(federation),
+            sealed=enrolment.seal_address({"exchange": where}, code, serial),
+            limits=_proposed(federation, kind),
+            embedder=Embedder(embedder.sha256, embedder.size) if embedder else None,
+        )
+    except ValidationError:
+        raise CafeError("CAFE-602", "This name cannot be used for a site.", "Letters, digits, dot, dash, underscore; at most 64.") from None
+
+
+def _sign(sums: bytes) -> str:
+    return ssh_signature.sign(sums, server_keys(home()).signing)
+
+
+def _now() -> float:
+    """Whole seconds: they stand in documents that people read."""
+    return float(int(time.time()))
+
+
+def _waiting(kit: SiteKit) -> Waiting:
+    if kit.request is None:
+        raise StoreError("CAFE-146", f"{kit.site!r} has not asked yet: there is no request.", "Take it in: `cafe site receive FILE`.")
+    words = enrolment.words(server_keys(home()).verify_hex, kit.site_key, kit.serial)
+    return Waiting(kit, words, TypeAdapter(JoinRequest).validate_python(kit.request, strict=False))
+
+
+def _answer(kit: SiteKit) -> Path:
+    """Write what was decided, signed, for the site: the same bytes at each call."""
+    decided = kit.decided or 0.0
+    reason = "" if kit.state == "approved" else kit.reason[:500]
+    approval = Approval(kit.federation, kit.serial, kit.site, kit.site_key, kit.state == "approved", decided, reason=reason)
+    data = enrolment.sign_approval(approval, server_keys(home()).signing)
+    path = home("kits") / f"{kit.federation}-{kit.site}.answer.json"
+    write_whole(path, data)
+    if kit.exchange:
+        write_whole(_checked_exchange(Path(kit.exchange)) / enrolment.answer_name(kit.serial), data)
+    return path
+
+
+def _proposed(federation: Federation, kind: Kind) -> Limits:
+    """What one run of this federation needs as it is set up, and no more; the site decides."""
+    privacy = federation.data.get("privacy")
+    stage = privacy.get("stage1" if kind == "cpu" else "stage2", privacy) if isinstance(privacy, dict) else None
+    kinds: tuple[Literal["hello", "vote", "train"], ...] = ("hello", "vote") if kind == "cpu" else ("hello", "vote", "train")
+    if not isinstance(stage, dict) or "epsilon" not in stage:
+        return Limits(kinds=kinds)
+    epsilon, delta = float(stage["epsilon"]), float(stage.get("delta", Limits.delta))
+    return Limits(max_epsilon=epsilon, max_epsilon_per_run=epsilon, delta=delta, kinds=kinds, allow_without_noise=False)
+
+
+def _checked_exchange(folder: Path) -> Path:
+    folder = folder.expanduser().absolute()
+    if not folder.is_dir():
+        raise CafeError("CAFE-137", f"The exchange folder {folder} is not there.", "Make it where both sides can write, or leave it out.")
+    return folder
+
+
+def _target(to: Path | None, name: str) -> Path:
+    if to is None:
+        return home("kits") / name
+    to = to.expanduser().absolute()
+    path = to if to.suffix == ".zip" else to / name
+    if not path.parent.is_dir():
+        raise CafeError("CAFE-137", f"The folder {path.parent} is not there.", "Make it, or name another with --to.")
+    return path
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        with file.open("rb") as source:
+            return source.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise CafeError("CAFE-137", f"{file.name} cannot be read ({error.strerror}).", "Name the file that the site sent.") from None

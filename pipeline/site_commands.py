@@ -1,0 +1,194 @@
+"""``cafe site add · list · receive · approve · refuse · revoke``: sites of other machines, from their kit to the operator's answer.
+
+Knows words and options. What is done lies in ``pipeline/enrolling.py``. Exit codes are those of ``cafe``.
+"""
+
+from __future__ import annotations
+
+import getpass
+import time
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import enrolling
+from pipeline.enrolling import Waiting
+from pipeline.terminal import Format, plain, print_json
+from server_store.site_kits import SiteKit
+
+app = typer.Typer(help="Sites of other machines: make their kits, let them in.", no_args_is_help=True, add_completion=False)
+
+
+class Kind(StrEnum):
+    """What the site has: no GPU (it votes in stage 1), or one (it trains in stage 2)."""
+
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+Site = Annotated[str, typer.Argument(help="the site's name, or its kit's serial")]
+InFederation = Annotated[str | None, typer.Option("--federation", help="where sites of several federations have this name")]
+AsFormat = Annotated[Format, typer.Option("--format", help="text for people, json for machines")]
+
+
+@app.command()
+def add(
+    federation: Annotated[str, typer.Argument(help="name of a federation that was set up in the console")],
+    name: Annotated[str, typer.Argument(help="of the site: letters, digits, dot, dash, underscore")],
+    kind: Annotated[Kind, typer.Option(help="cpu: no GPU, votes in stage 1; gpu: trains in stage 2")],
+    exchange: Annotated[Path | None, typer.Option(help="a folder that both sides reach; without it two files are handed over")] = None,
+    wheels: Annotated[bool, typer.Option("--wheels", help="carry what pip would fetch, for a site without a package index")] = False,
+    to: Annotated[Path | None, typer.Option(help="a folder, or the zip's name; `CAFE_HOME/kits` when left out")] = None,
+    days: Annotated[float, typer.Option(help="how long the join code is good", min=0.01, max=90)] = enrolling.DAYS,
+    format: AsFormat = Format.text,
+) -> None:
+    """Make the kit for a site. The join code is shown once; tell it by another way than the zip."""
+    made = enrolling.issue(federation, name, kind.value, exchange=exchange, wheels=wheels, to=to, days=days)
+    if format is Format.json:
+        print_json({**asdict(made), "zip": str(made.zip)})
+        return
+    _say(f"Kit          {made.zip}")
+    _say(f"SHA-256      {made.sha256}")
+    _say(f"Fingerprint  {made.fingerprint}")
+    _say(f"Join code    {made.code}   (shown once; works once, until {_day(made.expires)})")
+    _say("Hand over the zip; tell code and fingerprint by another way, such as the telephone. When the site has asked:")
+    _say("`cafe site receive`" if exchange else "`cafe site receive FILE`, with the file that the site sends.")
+
+
+@app.command(name="list")
+def list_kits(
+    federation: Annotated[str | None, typer.Argument(help="of this federation alone")] = None, format: AsFormat = Format.text
+) -> None:
+    """List the kits, the newest first, and how far each site has come."""
+    kits = enrolling.listed(federation)
+    if format is Format.json:
+        print_json([_as_json(kit) for kit in kits])
+        return
+    if not kits:
+        _say("No kits yet. `cafe site add FEDERATION NAME --kind cpu` makes one.")
+        return
+    table = Table("federation", "site", "kind", "state", "made", "good until", "decided by", "serial", box=None)
+    for kit in kits:
+        state = "expired" if kit.state == "issued" and kit.expires < time.time() else kit.state
+        until = _day(kit.expires) if kit.state == "issued" else ""
+        by = plain(kit.decided_by)
+        table.add_row(kit.federation, kit.site, kit.kind, state, _day(kit.issued), until, by, kit.serial[:8])
+    _console.print(table)
+
+
+@app.command()
+def receive(
+    file: Annotated[Path | None, typer.Argument(help="what the site sent; without it, whatever lies in the exchange folders")] = None,
+    format: AsFormat = Format.text,
+) -> None:
+    """Take in a site's request, check it, and show what to compare before approving it."""
+    found, wrong = ([enrolling.receive(file)], []) if file else enrolling.received()
+    if format is Format.json:
+        told = [{"code": error.code, "message": error.message, "hint": error.hint} for error in wrong]
+        print_json({"requests": [_request_as_json(one) for one in found], "errors": told})
+    else:
+        for one in found:
+            _show(one)
+        for error in wrong:
+            _say(str(error))
+        if not found and not wrong:
+            _say("No request lies in an exchange folder. A file that was handed over: `cafe site receive FILE`.")
+    if wrong:
+        raise typer.Exit(1)
+
+
+@app.command()
+def approve(
+    site: Site,
+    words: Annotated[str, typer.Option(help="the four words that the site's admin reads to you")],
+    federation: InFederation = None,
+    format: AsFormat = Format.text,
+) -> None:
+    """Let a site in, after its admin has read the four words aloud."""
+    kit = enrolling.find(site, federation)
+    _answered(kit, enrolling.approve(kit.serial, words, _operator()), format)
+
+
+@app.command()
+def refuse(
+    site: Site,
+    reason: Annotated[str, typer.Option(help="why; the site reads it")],
+    federation: InFederation = None,
+    format: AsFormat = Format.text,
+) -> None:
+    """Say no to a site's request."""
+    kit = enrolling.find(site, federation)
+    _answered(kit, enrolling.refuse(kit.serial, reason, _operator()), format)
+
+
+@app.command()
+def revoke(
+    site: Site,
+    reason: Annotated[str, typer.Option(help="why; the site reads it")] = "",
+    federation: InFederation = None,
+    format: AsFormat = Format.text,
+) -> None:
+    """Take a kit back, whether the site has joined with it or not. Its name is then free for a new one."""
+    kit = enrolling.find(site, federation)
+    _answered(kit, enrolling.revoke(kit.serial, reason, _operator()), format)
+
+
+_console = Console()
+
+
+def _say(text: str) -> None:
+    _console.print(plain(text), highlight=False, soft_wrap=True)
+
+
+def _operator() -> str:
+    """Who decides, as this machine knows him."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return ""
+
+
+def _answered(kit: SiteKit, answer: Path | None, format: Format) -> None:
+    now = enrolling.find(kit.serial)
+    if format is Format.json:
+        print_json({**_as_json(now), "answer": str(answer) if answer else None})
+        return
+    _say(f"{now.site} of {now.federation}: {now.state}.")
+    if answer is not None:
+        there = " It lies in the exchange folder, too." if now.exchange else " Hand it to the site: `./cafe-site join --answer FILE`."
+        _say(f"The answer is {answer}.{there}")
+
+
+def _show(one: Waiting) -> None:
+    """What the operator compares, as a person reads it. Texts from the site are shown as they are."""
+    host, limits, consent = one.request.host, one.request.limits, one.request.consent
+    epsilon = "no limit" if limits.max_epsilon is None else f"ε {limits.max_epsilon:g} at delta {limits.delta:g}"
+    without = "; also runs without noise" if limits.allow_without_noise else "; no run without noise"
+    _say(f"\n{one.kit.site} of {one.kit.federation} ({one.kit.kind}), {one.kit.state}, asked {_day(one.request.made)}")
+    _say(f"  Words     {'-'.join(one.words)}")
+    _say(f"  Machine   {host.system}, Python {host.python}, {host.cores} cores, {host.memory_gib:g} GiB, {host.gpu or 'no GPU'}")
+    _say(f"  Limits    {epsilon}, answers {', '.join(limits.kinds)}{without}")
+    _say(f"  Records   {'not told' if one.request.records is None else f'about {one.request.records}'}")
+    _say(f"  Consent   {', '.join(part for part in (consent.name, consent.role, consent.reference) if part)}")
+    if one.kit.state == "requested":
+        _say("Call the site's admin and let them read their four words. Only if they are the same:")
+        _say(f'`cafe site approve {one.kit.site} --words WORD-WORD-WORD-WORD`, with the words that you hear')
+
+
+def _request_as_json(one: Waiting) -> dict[str, Any]:
+    return {**_as_json(one.kit), "words": "-".join(one.words), "request": asdict(one.request)}
+
+
+def _as_json(kit: SiteKit) -> dict[str, Any]:
+    """A kit without what proves its code."""
+    hidden = ("code_key", "request")
+    return {name: value for name, value in asdict(kit).items() if name not in hidden}
+
+
+def _day(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
