@@ -217,9 +217,11 @@ def _confirm(opened: dict[str, Any]) -> None:
     if spending:
         st.markdown(
             "**Spent privacy cannot be given back**, even if the run fails or you stop it. A synthetic set that you reject"
-            " is made anew and charged anew. Sites can still refuse."
+            f" is made anew and charged anew. Sites can still refuse. To start, type **{widgets.plain(name)}**."
         )
-        typed = st.text_input(f"Type {widgets.plain(name)} to confirm", key="start.typed", live=True, autocomplete="off")
+        typed = st.text_input(
+            "Type the name of the federation to confirm", placeholder=name, key="start.typed", live=True, autocomplete="off"
+        )
     else:
         st.markdown("Nothing is charged under a guarantee: this run makes no promise about what its results tell of a site.")
     if st.button("Start", type="primary", icon=":material/rocket_launch:", disabled=spending and typed != name, key="start.now"):

@@ -50,7 +50,7 @@ def start(shown: Any, typed: str | None) -> Any:
     button(shown, "Start and spend privacy…" if typed is not None else "Start…").click()
     run(shown)
     if typed is not None:
-        field(shown, "Type tiny to confirm").set_value(typed)
+        field(shown, "Type the name of the federation to confirm").set_value(typed)
         run(shown)
     return shown
 
@@ -115,7 +115,7 @@ def test_only_the_typed_name_starts(cafe_home: Path, still: list[Run]) -> None:
     draft(cafe_home)
     shown = start(page("generate"), "Tiny")
     assert button(shown, "Start").disabled and "cannot be given back" in told(shown)
-    field(shown, "Type tiny to confirm").set_value("tiny")
+    field(shown, "Type the name of the federation to confirm").set_value("tiny")
     run(shown)
     assert not button(shown, "Start").disabled and not still
     button(shown, "Start").click()
