@@ -87,6 +87,16 @@ def column_names(source: DataSource) -> list[str]:
         return names(handle, kind)
 
 
+def raw_rows(source: DataSource, task: Task) -> Iterator[Row]:
+    """The rows as they stand in the file, each with its place: for the site's own eyes, at the site.
+
+    Raises:
+        CafeError: CAFE-201 to CAFE-221, as ``read``.
+    """
+    fingerprint(source)
+    return _rows(source, _columns(source, task))
+
+
 def fingerprint(source: DataSource) -> str:
     """Size in bytes and time of change in nanoseconds: another one when the file changed. It stays at the site.
 
