@@ -30,7 +30,8 @@ _ALPHABET = "ABCDEFGHJKMNPQRSTVWXYZ23456789"  # no I, L, O, U, 0, 1: they are mi
 _CODE_LETTERS = 16
 
 Serial = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-Line = Annotated[str, Field(max_length=200)]
+# one line, without control characters and without what turns the direction of text: it is shown in terminals and on pages
+Line = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f\u{2028}-\u{202e}\u{2066}-\u{2069}\u{feff}]*$")]
 Time = Annotated[float, Field(ge=0)]  # seconds since 1970, UTC
 Kind = Literal["cpu", "gpu"]
 
@@ -103,7 +104,7 @@ class Consent:
 
 @dataclass(frozen=True, config=_STRICT)
 class JoinRequest:
-    """What a site asks. ``records``: their rounded number, or None where the site does not share it."""
+    """What a site asks. ``records``: how many, rounded or exactly, or None where the site does not share it."""
 
     federation: Name
     serial: Serial

@@ -20,6 +20,7 @@ from cafe_kit.errors import CafeError
 from cafe_kit.kit_folder import Kit
 from cafe_kit.policy import TEMPLATE, load_policy
 from cafe_kit.questions import Answers
+from cafe_kit.records import clean
 from cafe_kit.release import seal_file
 from cafe_kit.seat_config import ServerKeys
 from cafe_kit.site_folder import SiteSettings
@@ -113,10 +114,15 @@ def _request(settings: SiteSettings, home: Path, site: SiteHome, code_key: bytes
         made=float(int(time.time())),
         host=machine.host(),
         limits=limits.told(load_policy(home / "policy.toml")),
-        consent=documents.Consent(name=consent.name, role=consent.role, reference=consent.reference),
+        consent=documents.Consent(name=_line(consent.name), role=_line(consent.role), reference=_line(consent.reference)),
         records=_shared_rows(settings),
     )
     return documents.sign_request(documents.prove(request, code_key), site.key)
+
+
+def _line(text: str) -> str:
+    """Text from a person, as one harmless line."""
+    return " ".join(clean(text).split())
 
 
 def _shared_rows(settings: SiteSettings) -> int | None:
@@ -166,7 +172,7 @@ def receive(home: Path, settings: SiteSettings, given: Path | None) -> Approval 
         seal_file(home / ANSWER, data)
         SiteHome(home).log("joined" if approval.approved else "not let in")
     if approval is not None and not approval.approved:
-        reason = f" Reason: {approval.reason}" if approval.reason else ""
+        reason = f" Reason: {_line(approval.reason)}" if approval.reason else ""
         raise CafeError(
             "CAFE-154", f"The operator has not let this site in.{reason}", "Ask him; a new kit is joined after: cafe-site leave"
         )

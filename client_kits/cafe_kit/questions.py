@@ -24,7 +24,7 @@ from cafe_kit.site_folder import Consent, ShareRows
 from cafe_kit.task import Task
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-_SHOWN = 70
+_SHOWN = 100
 _LIKELY = {
     "text": ("message", "note", "content", "body", "sentence", "utterance", "query"),
     "label": ("class", "category", "department", "intent", "target", "diagnosis"),
@@ -173,7 +173,8 @@ def _limits(kit: KitInfo, ask: Ask, say: Say) -> AskedLimits:
     kinds = list(first.kinds)
     if "train" in kinds and not _yes(ask, "Allow training on your records here (stage 2)?", True):
         kinds.remove("train")
-    without = _yes(ask, "Allow runs without noise? They carry no formal guarantee and tell the number of your records", False)
+    asked = " (this federation plans such runs)" if kit.limits.allow_without_noise else ""
+    without = _yes(ask, f"Allow runs without noise{asked}? They carry no formal guarantee and tell the number of your records", False)
     share = ask("Tell the operator how many records you have: no, rounded, exact [no]: ").strip().lower() or "no"
     return AskedLimits(
         max_epsilon=total,
@@ -188,7 +189,7 @@ def _limits(kit: KitInfo, ask: Ask, say: Say) -> AskedLimits:
 def _consent(kit: KitInfo, ask: Ask) -> Consent:
     name, role = (_filled(ask, f"Your {what}: ") for what in ("name", "role"))
     reference = ask("Reference of the approval, such as a number (may be empty): ").strip()[:200]
-    agreed = _yes(ask, f"I may use this data for this purpose: {kit.task.description[:200]}.", False)
+    agreed = _yes(ask, f"I may use this data for this purpose: {_short(kit.task.description)}", False)
     return Consent(name=name, role=role, reference=reference, agreed=agreed)
 
 

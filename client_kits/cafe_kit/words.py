@@ -9,20 +9,21 @@ from __future__ import annotations
 import hashlib
 
 _TEXT = """\
-acorn agent album amber anchor angel apple april arrow artist aspen atlas attic autumn avenue bacon bakery ballet balloon bamboo
-banana barrel basil basket beaver bench biscuit bishop blossom bonus border bottle boulder bridge bronze brush bucket buffalo
-butter cabin cactus camera canyon caravan carpet castle cedar cello cement chalk cherry chess chimney cinema circle citrus
-clarinet clover cobalt cocoa coffee comet copper coral cotton cousin cricket crystal cube curtain cushion cyclone daisy decade
-delta denim desert diamond dinner doctor dolphin domino dragon drum eagle echo eclipse elbow elephant emerald engine fabric falcon
-family farmer feather fiddle finger flamingo flute forest fossil fountain fox galaxy garden garlic gazelle geyser giraffe glacier
-globe goblet gold gospel grape guitar hammer harbor harvest hazel helmet honey horizon hotel iceberg igloo indigo insect island
-ivory jacket jaguar jasmine jersey jigsaw jungle juniper kayak kernel kettle kiosk kitchen koala ladder lagoon lantern laptop lava
-lemon leopard library lilac lizard lobster lotus machine magnet mango maple meadow mirror mitten monkey mosaic muffin museum
-napkin nectar nickel noodle nutmeg oasis ocean olive onion opera orbit orchid otter oyster palace panda paper parrot peanut pebble
-piano pigeon pillow pirate planet pocket pony potato prism pumpkin puzzle pyramid quartz quilt rabbit radio ribbon river saddle
-satin school scooter shadow shelter silver siren sketch soldier spider spinach spiral sponge stadium statue summer sunset swallow
-syrup tablet teapot temple theatre thunder tiger timber toast tomato tornado trumpet tulip tunnel turtle umbrella uncle unicorn
-valley vanilla velvet vessel village violin volcano walnut wedding whistle window yellow yogurt zebra
+acorn agent album amber anchor angel apple april armchair artist aspen atlas attic autumn avenue bakery balcony bamboo banana
+bandit barbecue barrel bazaar beaver beetle bench biscuit bishop blanket blossom bonfire boomerang boulder bowling bridge bronze
+brush buffalo butter cabin cactus camera canyon caravan carpet castle cedar celery cement chalk cherry chess chimney cinema
+circle citrus clarinet clover cobalt cocoa coffee compass copper corridor cotton cousin cricket crystal cube curtain cushion
+cyclone daisy decade delta denim desert diamond dinner doctor dolphin domino dragon drum eagle echo eclipse elephant elixir
+emerald engine fabric family farmer feather fiddle fjord flamingo flute forest fossil fountain fox fudge galaxy garden garlic
+gazelle geyser giraffe glacier globe gold gondola gospel grape guitar hamster harbor harvest hazel helmet horizon hornet
+hospital iceberg igloo indigo insect island ivory jaguar jasmine jersey jigsaw joker jungle juniper kayak kernel ketchup kiosk
+kitchen koala ladder lagoon lantern laptop lava lemon leopard library lilac lizard lobster lotus machine magnet magpie mango
+mermaid mirror mitten monkey mosaic muffin museum napkin nectar nickel noodle nutmeg oasis ocean olive onion opera orbit orchid
+osprey oxygen palace panda paper parrot peanut pebble pelican piano pigeon pillow pirate plastic poncho poppy prism pumpkin
+puzzle pyramid quartz quilt rabbit radio ribbon rhubarb salmon sardine school scooter shampoo shelter silver siren sketch soldier
+spider spinach spiral sponge stadium statue summit sunset swallow syrup tadpole teapot temple theatre thunder tibia toast tomato
+tornado trumpet tulip tunnel turkey turtle umbrella unicorn utopia vacuum vampire vanilla vessel village violin volcano walnut
+wedding whistle window yacht yogurt zebra
 """
 WORDS = _TEXT.split()
 
