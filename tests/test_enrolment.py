@@ -64,7 +64,7 @@ GOLDEN = {
     "signed request": "1798ec38c8ff7ded",
     "signed approval": "827ce8099c7cead0",
     "code key": "1be60585710a3c71",
-    "words": "127c8a92d17ee278",
+    "words": "1c947aab59fcf4b2",
 }
 GOLDEN_WORDS = "vacuum-vacuum-lava-cushion"
 

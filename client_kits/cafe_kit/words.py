@@ -20,10 +20,10 @@ hospital iceberg igloo indigo insect island ivory jaguar jasmine jersey jigsaw j
 kitchen koala ladder lagoon lantern laptop lava lemon leopard library lilac lizard lobster lotus machine magnet magpie mango
 mermaid mirror mitten monkey mosaic muffin museum napkin nectar nickel noodle nutmeg oasis ocean olive onion opera orbit orchid
 osprey oxygen palace panda paper parrot peanut pebble pelican piano pigeon pillow pirate plastic poncho poppy prism pumpkin
-puzzle pyramid quartz quilt rabbit radio ribbon rhubarb salmon sardine school scooter shampoo shelter silver siren sketch soldier
-spider spinach spiral sponge stadium statue summit sunset swallow syrup tadpole teapot temple theatre thunder tibia toast tomato
-tornado trumpet tulip tunnel turkey turtle umbrella unicorn utopia vacuum vampire vanilla vessel village violin volcano walnut
-wedding whistle window yacht yogurt zebra
+puzzle pyramid quartz quilt rabbit radio rhubarb ribbon salmon sardine school scooter shampoo shelter silver siren sketch
+soldier spider spinach spiral sponge stadium statue summit sunset swallow syrup tadpole teapot temple theatre thunder tibia
+toast tomato tornado trumpet tulip tunnel turkey turtle umbrella unicorn utopia vacuum vampire vanilla vessel village violin
+volcano walnut wedding whistle window yacht yogurt zebra
 """
 WORDS = _TEXT.split()
 
