@@ -114,6 +114,8 @@ def _words(info: KitInfo, wheel_name: str, wheel: bytes) -> dict[str, str]:
         "fingerprint": ssh_signature.fingerprint(info.server.verify_key),
         "wheel": wheel_name,
         "installed": hashlib.sha256(wheel + requirements).hexdigest(),
+        "pythons": " or ".join(PYTHONS),
+        "beyond": f"3, {int(PYTHONS[-1].partition('.')[2]) + 1}",
         "leaves": _LEAVES[info.kind],
         "disk": "1 GB" if info.kind == "cpu" else "15 GB",
         "gpu_needs": "" if info.kind == "cpu" else ", and a GPU",

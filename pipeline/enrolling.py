@@ -167,9 +167,10 @@ def refuse(serial: str, reason: str, by: str = "") -> Path:
 
 
 def revoke(serial: str, reason: str = "", by: str = "") -> Path | None:
-    """Take a kit back. Where a site asked with it, the file of the answer is returned. Raises StoreError CAFE-146, 147."""
+    """Take a kit back. A site that waits for an answer gets one, and its file is returned. Raises StoreError CAFE-146, 147."""
+    waits = store().kit(serial).state == "requested"
     kit = store().revoke(serial, by, reason or "The operator took the kit back.", _now())
-    return _answer(kit) if kit.site_key else None
+    return _answer(kit) if waits else None
 
 
 def listed(federation: str | None = None) -> list[SiteKit]:

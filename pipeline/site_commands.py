@@ -72,12 +72,12 @@ def list_kits(
     if not kits:
         _say("No kits yet. `cafe site add FEDERATION NAME --kind cpu` makes one.")
         return
-    table = Table("federation", "site", "kind", "state", "made", "good until", "decided by", "serial", box=None)
+    table = Table("federation", "site", "kind", "state", "since", "serial", box=None)
     for kit in kits:
-        state = "expired" if kit.state == "issued" and kit.expires < time.time() else kit.state
-        until = _day(kit.expires) if kit.state == "issued" else ""
-        by = plain(kit.decided_by)
-        table.add_row(kit.federation, kit.site, kit.kind, state, _day(kit.issued), until, by, kit.serial[:8])
+        expired = kit.state == "issued" and kit.expires < time.time()
+        state = "expired" if expired else f"issued, until {_day(kit.expires)[:10]}" if kit.state == "issued" else kit.state
+        since = kit.decided or (kit.request or {}).get("made") or kit.issued
+        table.add_row(kit.federation, kit.site, kit.kind, state, _day(since)[:10], kit.serial[:8])
     _console.print(table)
 
 

@@ -50,7 +50,7 @@ class SiteKits(Store):
     """The store, with the kits. One instance per thread."""
 
     def issue(self, kit: SiteKit) -> None:
-        """Keep a new kit. One that expired without being used makes room for it. Raises StoreError CAFE-150 for a site that has one."""
+        """Keep a new kit. One that expired without being used makes room for it. Raises StoreError CAFE-145 for a site that has one."""
         row = (kit.serial, kit.federation, kit.site, kit.kind, kit.issued, kit.expires, kit.code_key, kit.exchange, kit.zip_sha256)
         try:
             with self._transaction():
@@ -84,7 +84,7 @@ class SiteKits(Store):
         return [_kit(row) for row in rows]
 
     def check_free(self, federation: str, site: str, now: float) -> None:
-        """Before a kit is built: that the site has none yet. Raises StoreError CAFE-150."""
+        """Before a kit is built: that the site has none yet. Raises StoreError CAFE-145."""
         for kit in self.kits(federation):
             used = kit.state in ("requested", "approved") or (kit.state == "issued" and kit.expires >= now)
             if used and kit.site.lower() == site.lower():
@@ -94,7 +94,7 @@ class SiteKits(Store):
         """A genuine request came. The same site may ask again until it is decided; then it changes nothing.
 
         Raises:
-            StoreError: CAFE-141 expired, 142 revoked, 143 used by another key, 147 unknown, 149 refused.
+            StoreError: CAFE-152 expired, 142 revoked, 143 used by another key, 147 unknown, 149 refused.
         """
         with self._transaction():
             kit = self.kit(serial)
@@ -109,7 +109,7 @@ class SiteKits(Store):
         """Let the site with this key in. Of two approvals at once the first is kept, and both are told of it.
 
         Raises:
-            StoreError: CAFE-142, 143, 147, 149; CAFE-151 when there is no request.
+            StoreError: CAFE-142, 143, 147, 149; CAFE-146 when there is no request.
         """
         with self._transaction():
             kit = self.kit(serial)
@@ -121,15 +121,15 @@ class SiteKits(Store):
         return self.kit(serial)
 
     def refuse(self, serial: str, by: str, reason: str, now: float) -> SiteKit:
-        """Say no to a request. Raises StoreError CAFE-147; CAFE-151 when there is no request that waits."""
+        """Say no to a request. Raises StoreError CAFE-147; CAFE-146 when there is no request that waits."""
         return self._end(serial, ("requested",), "refused", by, reason, now)
 
     def revoke(self, serial: str, by: str, reason: str, now: float) -> SiteKit:
-        """Take a kit back, whether it was used or not. Raises StoreError CAFE-147; CAFE-151 when it has ended already."""
+        """Take a kit back, whether it was used or not. Raises StoreError CAFE-147; CAFE-146 when it has ended already."""
         return self._end(serial, ("issued", "requested", "approved"), "revoked", by, reason, now)
 
     def leave(self, serial: str, now: float) -> SiteKit:
-        """The site itself has left. Raises StoreError CAFE-147; CAFE-151 when it was not in."""
+        """The site itself has left. Raises StoreError CAFE-147; CAFE-146 when it was not in."""
         return self._end(serial, ("approved",), "left", "the site", "", now)
 
     def count_download(self, serial: str) -> None:
@@ -158,7 +158,7 @@ def _check_open(kit: SiteKit, site_key: str, now: float) -> None:
     if kit.state == "refused":
         raise StoreError("CAFE-149", f"The request of {kit.site!r} was refused: {kit.reason}", _NEW_KIT)
     if kit.state == "issued" and now > kit.expires:
-        raise StoreError("CAFE-141", f"The kit of {kit.site!r} has expired.", _NEW_KIT)
+        raise StoreError("CAFE-152", f"The kit of {kit.site!r} has expired.", _NEW_KIT)
     if kit.site_key and kit.site_key != site_key:
         raise StoreError(
             "CAFE-143",
@@ -168,11 +168,11 @@ def _check_open(kit: SiteKit, site_key: str, now: float) -> None:
 
 
 def _taken(site: str) -> StoreError:
-    return StoreError("CAFE-150", f"There is a kit for {site!r} already.", f"`cafe site revoke {site}` takes it back, then make a new one.")
+    return StoreError("CAFE-145", f"There is a kit for {site!r} already.", f"`cafe site revoke {site}` takes it back, then make a new one.")
 
 
 def _not_so(kit: SiteKit) -> StoreError:
-    return StoreError("CAFE-151", f"That cannot be done with the kit of {kit.site!r}: it is {_word(kit)}.", "See `cafe site list`.")
+    return StoreError("CAFE-146", f"That cannot be done with the kit of {kit.site!r}: it is {_word(kit)}.", "See `cafe site list`.")
 
 
 def _word(kit: SiteKit) -> str:
