@@ -133,10 +133,11 @@ def shown(item: Sent) -> dict[str, Any]:
 
 def history(home: Path, policy: Policy, explained: bool) -> list[dict[str, str]]:
     """What happened, oldest first: ``time`` and ``text``."""
-    lines = [{"time": item.charge.time, "text": sentence(item, policy)} for item in sent(home, policy.delta)]
+    lines = []
     for event in _events(home):
         if event.get("event") != "answered":  # the ledger tells these, with their cost
             lines.append({"time": str(event.get("time", "")), "text": _told(event) if explained else json.dumps(event, ensure_ascii=False)})
+    lines += [{"time": item.charge.time, "text": sentence(item, policy)} for item in sent(home, policy.delta)]
     return sorted(lines, key=lambda line: line["time"])
 
 
