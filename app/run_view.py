@@ -128,7 +128,7 @@ def sites_table(seen: Overview) -> None:
             "site": site.name,
             "kind": "GPU" if site.kind == "gpu" else "no GPU",
             "who": "the server, on its synthetic share" if site.by_server else "the site, on its own records",
-            "does": _doing(site),
+            "does": _doing(site, seen.run.active),
             "done": 100 * site.done / site.of if site.of else None,
             "last word": f"{widgets.span(site.age_s)} ago" if site.doing and seen.run.active else "",
         }
@@ -145,14 +145,14 @@ def sites_table(seen: Overview) -> None:
     )
 
 
-def _doing(site: SiteNow) -> str:
+def _doing(site: SiteNow, active: bool) -> str:
     words = {
         "": "not asked yet",
-        "asked": "waits for its turn",
+        "asked": "waits for its turn" if active else "was not reached",
         "sent": "answered",
-        "vote": "votes",
-        "train": "trains",
-        "hello": "reads its data",
+        "vote": "votes" if active else "was voting",
+        "train": "trains" if active else "was training",
+        "hello": "reads its data" if active else "was reading its data",
     }
     return words.get(site.doing, site.doing)
 

@@ -15,7 +15,7 @@ from pipeline.overview import Overview
 from server_store.desk import Desk
 from server_store.rows import Run
 
-NOT_YET, NOT_NEEDED = "Not yet", "Not needed"
+NOT_YET, NOT_NEEDED, SO_FAR = "Not yet", "Not needed", "So far"
 
 # phase of a run, as its worker tells it → what a person should know about it; the first that fits
 _GUIDE = (
@@ -154,7 +154,7 @@ def _training(seen: Overview | None, made: Made | None) -> Step:
 def _adapter(seen: Overview | None, made: Made | None) -> Step:
     if made is None or made.newest is None:
         return Step("Adapter", NOT_YET, "–", "Open Adapters", "adapters")
-    state = "Done" if made.final else _now(seen) if seen else NOT_YET
+    state = "Done" if made.final else SO_FAR
     return Step("Adapter", state, made.newest.score.shown, "Look at it", "adapters")
 
 

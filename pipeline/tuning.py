@@ -56,17 +56,16 @@ def run(ctx: RunContext, attempt: int, synthetic: Sequence[Record], machine: Mac
     for r in range(1, ctx.settings.stage2.rounds + 1):
         begun = time.monotonic()
         adapter = _next(ctx, attempt, r, adapter, shards, dtype)
-        score(ctx, attempt, "round", r, adapter)
-        if r < ctx.settings.stage2.rounds:
-            ctx.say(f"about {(ctx.settings.stage2.rounds - r) * (time.monotonic() - begun) / 60:.1f} minutes left")
+        score(ctx, attempt, "round", r, adapter, begun=begun)
         ctx.may_stop(after_round=True)
     return adapter
 
 
-def score(ctx: RunContext, attempt: int, phase: str, round: int, adapter: Step | None, kept: str = "") -> None:
+def score(ctx: RunContext, attempt: int, phase: str, round: int, adapter: Step | None, kept: str = "", begun: float | None = None) -> None:
     """Score the adapter (None: the base model) on the public test set, once; keep its PEFT folder.
 
-    ``kept``: told apart from an earlier score of the round, where the operator has left out rows since.
+    ``kept``: told apart from an earlier score of the round, where the operator has left out rows since. ``begun``: of the round, on
+    the monotonic clock; the operator is told how long the others may take.
     """
     name = "zero_shot" if adapter is None else f"stage2/{attempt}/{round}{kept}/score"
     if ctx.step(name) is not None:
@@ -85,7 +84,8 @@ def score(ctx: RunContext, attempt: int, phase: str, round: int, adapter: Step |
     ctx.metric(phase, round, kind, float(figure[kind]), found.n)
     shown = f"{figure[kind]:.1%}" if kind == "accuracy" else f"{figure[kind]:.3f}"
     what = {"zero_shot": "base model", "synthetic_only": "synthetic only"}.get(phase, f"round {round} of {ctx.settings.stage2.rounds}")
-    ctx.say(f"{what}: {kind} {shown} on {found.n} public test records")
+    left = (ctx.settings.stage2.rounds - round) * (time.monotonic() - begun) / 60 if begun else 0.0
+    ctx.say(f"{what}: {kind} {shown} on {found.n} public test records" + (f"; about {left:.1f} minutes left then" if left else ""))
 
 
 def save_adapter(ctx: RunContext, adapter: Step, name: str, card: str = "") -> Path:

@@ -32,7 +32,7 @@ KINDS = {"classification": "Text to label, from a list that you give", "instruct
 _EVENTS = 12
 _GO = "home-go"  # where a button leads, for one drawing
 _TO = {"approval": "Approve or reject", "failure": "Open run", "lost": "Open run", "silent": "Open run"}
-_ICON = {"Not yet": "radio_button_unchecked", "Not needed": "remove"}
+_ICON = {"Not yet": "radio_button_unchecked", "Not needed": "remove", "So far": "timelapse"}
 
 
 def main() -> None:
@@ -201,7 +201,7 @@ def _state(state: str) -> None:
 def _step_button(now: Journey, step: Step, number: int) -> None:
     """Of all buttons of the page one is primary: what is to be done next."""
     above = (now.seen is not None and now.seen.state == "Done") or (now.seen is None and now.federation and now.federation.is_demo)
-    waits = not (now.seen and now.seen.run.active and now.seen.state != "Lost contact")
+    waits = not (now.seen and (now.seen.run.active or now.seen.state == "Failed"))
     primary = step.next and waits and not above
     if st.button(step.button, type="primary" if primary else "secondary", key=f"step {number}", width="stretch"):
         _go(step.page, **({"run": now.seen.run.id} if now.seen and step.page != "sites" else {}))
@@ -217,7 +217,7 @@ def _figures(now: Journey) -> None:
     with st.container(horizontal=True, key="figures"):
         st.metric("Sites", now.sites, border=True, width=124, height="stretch")
         st.metric("Synthetic rows", f"{now.rows:,}" if now.rows is not None else "–", border=True, width=144, height="stretch")
-        st.metric("Training round", f"{done} of {rounds}" if rounds else "–", border=True, width=144, height="stretch")
+        st.metric("Training round", f"{done} of {rounds}" if rounds else "–", border=True, width=168, height="stretch")
         st.metric(f"Best {seen.metric}", widgets.score(best.value, seen.metric) if best else "–", border=True, width=144, height="stretch")
         with st.container(border=True, width=350, height="stretch", gap="xsmall"):
             worst, told = _privacy(now)
@@ -262,7 +262,9 @@ def _open(need: Need, run: Run, number: int) -> None:
         if st.button(_TO[need.what], key=f"need {number} {need.run}", icon=":material/open_in_new:"):
             _go(page, run=need.run)
         if need.what in ("lost", "failure"):
-            if st.button("Resume", key=f"resume {number} {need.run}", icon=":material/play_arrow:"):
+            if st.button(
+                "Resume", type="primary" if number == 0 else "secondary", key=f"resume {number} {need.run}", icon=":material/play_arrow:"
+            ):
                 launch.resume(run.id)
                 st.rerun()
             st.caption("Goes on from where it stood; nothing is charged twice.")
