@@ -15,7 +15,7 @@ from cafe_kit.errors import CafeError
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "errors"
-ROOMS = ("client_kits/cafe_kit", "pipeline", "server_store", "app")
+ROOMS = ("client_kits", "pipeline", "server_store", "app")
 SECTIONS = ("What happened", "Why", "What to do")
 GROUPS = {
     "1": "Sites and orders",

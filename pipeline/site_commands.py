@@ -177,7 +177,7 @@ def _show(one: Waiting) -> None:
     _say(f"  Consent   {', '.join(part for part in (consent.name, consent.role, consent.reference) if part)}")
     if one.kit.state == "requested":
         _say("Call the site's admin and let them read their four words. Only if they are the same:")
-        _say(f'`cafe site approve {one.kit.site} --words WORD-WORD-WORD-WORD`, with the words that you hear')
+        _say(f"`cafe site approve {one.kit.site} --words WORD-WORD-WORD-WORD`, with the words that you hear")
 
 
 def _request_as_json(one: Waiting) -> dict[str, Any]:

@@ -22,7 +22,9 @@ def make_targets() -> set[str]:
 
 
 def cafe_commands() -> set[str]:
-    return {(command.name or command.callback.__name__).replace("_", "-") for command in app.registered_commands if command.callback}
+    """The first word after ``cafe``."""
+    alone = {(command.name or command.callback.__name__).replace("_", "-") for command in app.registered_commands if command.callback}
+    return alone | {group.name for group in app.registered_groups if group.name}
 
 
 def blocks(text: str, language: str) -> list[str]:
