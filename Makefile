@@ -5,6 +5,7 @@
 #   make test     all tests but the long loops; installs a browser when it may
 #   make check    the quick tests: no browser, no models
 #   make soak     the long loops
+#   make screenshots  pictures of every page in every state, into screenshots/ (git does not see it)
 #   make lint     ruff and mypy;  make format mends, and rewrites what docs/ holds of the program
 #   make clean    removes .venv and what tools left behind; never runs or models (cafe clean does)
 #
@@ -18,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest
 SYSTEM_PACKAGES := chromium
 QUICK := not heavy and not system and not soak
 
-.PHONY: run demo test check soak lint format clean install system
+.PHONY: run demo test check soak screenshots lint format clean install system
 
 run: install
 	$(BIN)/cafe serve
@@ -38,6 +39,9 @@ check: install
 soak: install
 	$(BIN)/python -m pipeline.models
 	$(PYTEST) -m soak
+
+screenshots: install system
+	$(BIN)/python -m tests.screenshots screenshots
 
 lint: install
 	$(BIN)/ruff check .

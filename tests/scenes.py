@@ -86,10 +86,13 @@ class Scene:
         """Federated rounds that are over; round 0 is the warm start."""
         return sum(bool(re.fullmatch(r"stage2/\d+/[1-9]\d*/score", name)) for name in self.step_names())
 
+    def results(self) -> dict[str, Any]:
+        return self.federation.results(self.run)
+
     def adapters(self) -> list[str]:
         """SHA-256 of the weights that the chat may load: of the synthetic set alone, and of the last round."""
-        results = json.loads((Path(self.row.folder) / "results.json").read_text())
-        folders = [Path(results["adapter"]).parent / "attempt-1" / "round-0", Path(results["adapter"])]
+        last = Path(self.results()["adapter"])
+        folders = [last.parent / "attempt-1" / "round-0", last]
         return [hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest() for folder in folders]
 
     def ends(self) -> None:

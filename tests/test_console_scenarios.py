@@ -192,7 +192,7 @@ def test_a_row_that_is_left_out_is_not_trained_on(stage: Stage) -> None:
     ada.waits().sees("1 left out").reloads().sees("1 left out")
     ada.clicks("Approve")
     ada.until(lambda: scene.row.state == "Done", "the run goes on to its end", within_s=120)
-    kept = pq.read_table(Path(scene.row.folder) / "synthetic" / "train.parquet").to_pylist()
+    kept = pq.read_table(scene.results()["synthetic"]).to_pylist()
     assert text not in [one["text"] for one in kept]
 
 
