@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -40,8 +41,17 @@ from tests.fakes import BY_SERVER, BY_SITE, NO_NOISE, TASK, VOTE, TinyEngine, Ti
 from tests.test_embed import TABLE, WORDS, graph
 
 MARK = "XMARKX"  # stands in every private text, and in the folder of the data
-CODE = "ABCD-EFGH-JKMN-PQRS"
+CODE, SERIAL = "ABCD-EFGH-JKMN-PQRS", "00112233445566778899aabbccddeeff"
 DAY = 86_400.0
+
+
+_code_key = functools.cache(enrolment._code_key)
+
+
+@pytest.fixture(autouse=True)
+def _the_code_is_stretched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What makes guessing slow makes these tests slow."""
+    monkeypatch.setattr(enrolment, "_code_key", _code_key)
 
 
 def tiny_embedder(folder: Path) -> Path:
@@ -154,7 +164,7 @@ def make(tmp_path: Path) -> Make:
         exchange = folder / "austausch"
         exchange.mkdir()
         keys = Server(server.signing.public_key().public_bytes_raw().hex(), server.sealing.public_key().public_bytes_raw().hex())
-        serial, now = os.urandom(16).hex(), time.time()
+        serial, now = SERIAL, time.time()
         plain: dict[str, Any] = {
             "federation": "clinic", "site": "north", "kind": "cpu", "serial": serial, "issued": now, "expires": now + 7 * DAY,
             "server": keys, "task": TASK, "sealed": enrolment.seal_address({"exchange": str(exchange)}, CODE, serial),
@@ -238,10 +248,9 @@ def test_it_waits_and_goes_on_where_it_was_stopped(place: Place) -> None:
 
 
 def test_files_that_are_handed_over(make: Make) -> None:
-    serial = os.urandom(16).hex()
-    place = make(serial=serial, sealed=enrolment.seal_address({"exchange": ""}, CODE, serial))
+    place = make(sealed=enrolment.seal_address({"exchange": ""}, CODE, SERIAL))
     asked = place.json("join", "--answers", str(place.answers()), "--yes", status=3)
-    (place.exchange / enrolment.request_name(serial)).write_bytes(Path(asked["request"]).read_bytes())
+    (place.exchange / enrolment.request_name(SERIAL)).write_bytes(Path(asked["request"]).read_bytes())
     answer = place.approve()
     assert place.run("join", "--answer", str(place.folder / "nothing.json")).returncode == 1
     assert place.run("join", "--answer", str(answer)).returncode == 0
