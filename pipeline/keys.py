@@ -6,6 +6,7 @@ Knows where they lie (``CAFE_HOME/keys``, 0600). Does not know orders or bodies.
 from __future__ import annotations
 
 import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def cookie_secret(home: Path) -> str:
 def _secret(path: Path, fresh: bytes) -> bytes:
     """The secret in ``path``; ``fresh`` becomes it when there is none. The first of several writers wins (link)."""
     if not path.exists():
-        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # threads of one process, too, may come at once
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(fresh)

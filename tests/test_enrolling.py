@@ -6,6 +6,8 @@ import base64
 import json
 import os
 import stat
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -23,6 +25,7 @@ from pipeline import enrolling, federations
 from pipeline.enrolling import Issued
 from server_store.errors import StoreError
 from server_store.site_kits import SiteKits
+from tests.test_house import ROOT
 
 WEEK = 7 * 86400.0
 
@@ -246,6 +249,47 @@ def test_kits_that_cannot_be_made(federation: str, tmp_path: Path) -> None:
     assert refused(lambda: enrolling.issue(federation, "a", "gpu", exchange=tmp_path / "none")) == "CAFE-137"
     assert refused(lambda: enrolling.issue(federation, "a", "gpu", to=tmp_path / "none" / "kit.zip")) == "CAFE-137"
     assert enrolling.listed() == [] and not list(tmp_path.glob("*.zip"))
+
+
+# The command line
+
+
+def cafe(*words: str | Path, code: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "site", *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_commands_from_add_to_revoke(federation: str, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    made = json.loads(cafe("add", federation, "hpc", "--kind", "gpu", "--exchange", shared, "--to", tmp_path, "--format", "json"))
+    site = Site(Issued(**{**made, "zip": Path(made["zip"])}))
+    assert "CAFE-145" in cafe("add", federation, "hpc", "--kind", "gpu", code=2)
+    assert "No request" in cafe("receive")
+    site.ask(shared / enrolment.request_name(site.info.serial))
+    shown = cafe("receive")
+    assert site.words.replace(" ", "-") in shown and "Linux [red]" in shown and "Ada [red], head of ward" in shown
+    told = cafe("list", "--format", "json") + cafe("receive", "--format", "json")
+    assert made["code"] not in told and "code_key" not in told and json.loads(cafe("receive", "--format", "json"))["errors"] == []
+    assert "CAFE-144" in cafe("approve", "hpc", "--words", "acorn acorn acorn acorn", code=2)
+    answer = json.loads(cafe("approve", "hpc", "--words", site.words, "--format", "json"))
+    assert (answer["state"], site.read(Path(answer["answer"])).approved) == ("approved", True)
+    assert "CAFE-146" in cafe("refuse", "hpc", "--reason", "late", code=2)
+    assert "revoked" in cafe("revoke", site.info.serial) and "revoked" in cafe("list", federation)
+    assert json.loads(cafe("approve", "nobody", "--words", "a", "--format", "json", code=2))["error"]["code"] == "CAFE-147"
+
+
+def test_a_request_that_cannot_be_taken_is_told_beside_the_others(federation: str, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    good, bad = (Site(enrolling.issue(federation, name, "gpu", exchange=shared)) for name in ("good", "bad"))
+    good.ask(shared / enrolment.request_name(good.info.serial))
+    bad.ask(shared / enrolment.request_name(bad.info.serial), code="ABCD-EFGH-JKMN-PQRS")
+    shown = cafe("receive", code=1)
+    assert "good of clinics" in shown and "CAFE-140" in shown
 
 
 # Two operators at once
