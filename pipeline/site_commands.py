@@ -160,7 +160,7 @@ def _answered(kit: SiteKit, answer: Path | None, format: Format) -> None:
         return
     _say(f"{now.site} of {now.federation}: {now.state}.")
     if answer is not None:
-        there = " It lies in the exchange folder, too." if now.exchange else " Hand it to the site: `./cafe-site join --answer FILE`."
+        there = " It lies in the exchange folder, too." if now.exchange else " Hand it to the site: `./cafe-site join --approval FILE`."
         _say(f"The answer is {answer}.{there}")
 
 

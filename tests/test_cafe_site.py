@@ -252,8 +252,8 @@ def test_files_that_are_handed_over(make: Make) -> None:
     asked = place.json("join", "--answers", str(place.answers()), "--yes", status=3)
     (place.exchange / enrolment.request_name(SERIAL)).write_bytes(Path(asked["request"]).read_bytes())
     answer = place.approve()
-    assert place.run("join", "--answer", str(place.folder / "nothing.json")).returncode == 1
-    assert place.run("join", "--answer", str(answer)).returncode == 0
+    assert place.run("join", "--approval", str(place.folder / "nothing.json")).returncode == 1
+    assert place.run("join", "--approval", str(answer)).returncode == 0
     answer.unlink()
     assert place.json("status")["state"] == "joined"
 
@@ -308,6 +308,13 @@ def test_a_wrong_code_leaves_nothing_but_a_key(place: Place) -> None:
     assert done.returncode == 4 and "CAFE-140" in done.stderr
     assert not (place.home / "site.toml").exists() and not list(place.exchange.iterdir())
     assert place.join().returncode == 3
+
+
+def test_a_mistyped_code_is_asked_for_again(place: Place) -> None:
+    done = place.join(code=None, typed="wrong\nabcd efgh jkmn pqrs\n")
+    assert done.returncode == 3 and "CAFE-140" in done.stdout
+    place.run("leave", "--yes")
+    assert place.join(code=None, typed="a\nb\nc\nabcd efgh jkmn pqrs\n").returncode == 4
 
 
 def test_a_kit_that_has_expired_and_a_clock_before_its_making(make: Make) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cafe_kit import doctor, explain, joining, kit_folder, leaving, limits, questions, site_folder
+from cafe_kit.enrolment import Approval
 from cafe_kit.errors import CafeError
 from cafe_kit.policy import load_policy
 from cafe_kit.site_home import SiteHome
@@ -54,25 +55,30 @@ def _join(options: argparse.Namespace, out: Output) -> int:
         if broken is not None:
             raise CafeError(broken.code or "CAFE-156", f"Not joined: {broken.name}: {broken.detail}.", broken.hint)
     with joining.alone(home):
-        settings = joining.prepare(kit, home, joining.Talk(out.say, lambda: _code(out), lambda info: _answers(options, out, info)))
-        delivered = joining.deliver(home, settings)
-        words = joining.words(settings)
-        if not delivered:
-            out.say(f"\nHand this file to the operator: {home / joining.REQUEST}")
-            out.say("His answer is a file, too: cafe-site join --answer FILE")
-        out.say(f"\nYour four words: {words}\nRead them to the operator by telephone; he approves if his are the same.")
-        if not delivered and options.answer is None and site_folder.answer(home, settings) is None:
-            out.end({"state": "waiting", "site": settings.site, "words": words, "request": str(home / joining.REQUEST)})
+        tries = 1 if os.environ.get("CAFE_JOIN_CODE") else 3
+        talk = joining.Talk(out.say, lambda: _code(out), lambda info: _answers(options, out, info), tries)
+        settings = joining.prepare(kit, home, talk)
+        about: dict[str, Any] = {"site": settings.site, "federation": settings.federation, "words": joining.words(settings)}
+        approval = site_folder.answer(home, settings) or _asked(options, out, home, settings)
+        if approval is None:
+            out.end({"state": "waiting", **about, "request": str(home / joining.REQUEST)})
             return TIMEOUT
-        out.say("Waiting for the operator. You may stop this (Ctrl-C); cafe-site join continues.")
-        approval = joining.wait(home, settings, Path(options.answer) if options.answer else None, options.wait)
-    document = {"state": "joined", "site": settings.site, "federation": settings.federation, "words": words, "expires": approval.expires}
-    out.end(
-        document,
-        f"\n✅ {settings.site} has joined {settings.federation}.",
-        "   See what it does: cafe-site status, cafe-site log --explain",
-    )
+        joining.check_let_in(approval)
+    hint = "   See what it does: cafe-site status, cafe-site log --explain"
+    out.end({"state": "joined", **about, "expires": approval.expires}, f"\n✅ {settings.site} has joined {settings.federation}.", hint)
     return OK
+
+
+def _asked(options: argparse.Namespace, out: Output, home: Path, settings: site_folder.SiteSettings) -> Approval | None:
+    """The operator's answer, waited for; None where files are handed over and it is not here yet."""
+    given = Path(options.approval) if options.approval else None
+    delivered = joining.deliver(home, settings)
+    out.say(f"\nYour four words: {joining.words(settings)}\nRead them to the operator by telephone; he approves if his are the same.")
+    if not delivered:
+        out.say(f"Hand this file to the operator: {home / joining.REQUEST}\nHis answer is a file, too: cafe-site join --approval FILE")
+        return joining.receive(home, settings, given) if given else None
+    out.say("Waiting for the operator. You may stop this (Ctrl-C); cafe-site join continues.")
+    return joining.wait(home, settings, given, options.wait)
 
 
 def _code(out: Output) -> str:
@@ -203,17 +209,11 @@ def _typed(names: list[str]) -> bool:
 
 def _pause(options: argparse.Namespace, out: Output) -> int:
     home, settings = _site(options)
-    if limits.pause(home):
-        SiteHome(home).log("paused")
-    out.end({"paused": True}, f"{settings.site} is paused: it refuses every order. cafe-site resume ends this.")
-    return OK
-
-
-def _resume(options: argparse.Namespace, out: Output) -> int:
-    home, settings = _site(options)
-    if limits.resume(home):
-        SiteHome(home).log("resumed")
-    out.end({"paused": False}, f"{settings.site} answers orders again.")
+    change, event = (limits.pause, "paused") if options.pause else (limits.resume, "resumed")
+    if change(home):
+        SiteHome(home).log(event)
+    told = "is paused: it refuses every order. cafe-site resume ends this." if options.pause else "answers orders again."
+    out.end({"paused": options.pause}, f"{settings.site} {told}")
     return OK
 
 
@@ -259,7 +259,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     join.add_argument("--answers", metavar="FILE", help="answers to the questions, for scripts")
     join.add_argument("--yes", action="store_true", help="do not ask whether these answers are meant")
-    join.add_argument("--answer", metavar="FILE", help="the operator's answer, where files are handed over")
+    join.add_argument("--approval", metavar="FILE", help="the operator's answer, where files are handed over")
     join.add_argument("--wait", metavar="SECONDS", type=float, help="how long to wait for the operator (default: until stopped)")
     check = verb("doctor", _doctor, "Is this machine fit? Changes nothing.")
     check.add_argument("--report", metavar="FILE", help="write what may be sent to the operator")
@@ -270,8 +270,8 @@ def _parser() -> argparse.ArgumentParser:
     outbox.add_argument("show", nargs="*", action=_Show, metavar="show N", help="one answer in full")
     bounds = verb("limits", _limits, "The site's limits; lowered freely, raised only by typing it here.")
     bounds.add_argument("set", nargs="*", action=_Set, metavar="set NAME=VALUE", help="change limits")
-    verb("pause", _pause, "Refuse every order from now on.")
-    verb("resume", _resume, "Answer orders again.")
+    verb("pause", _pause, "Refuse every order from now on.").set_defaults(pause=True)
+    verb("resume", _pause, "Answer orders again.").set_defaults(pause=False)
     verb("leave", _leave, "Leave the federation; the ledger stays unless you say otherwise.").add_argument("--yes", action="store_true")
     return parser
 

@@ -38,6 +38,7 @@ class Talk:
     say: Callable[[str], None]
     code: Callable[[], str]
     answers: Callable[[KitInfo], Answers]
+    tries: int = 1  # at the code
 
 
 def prepare(kit: Kit, home: Path, talk: Talk) -> SiteSettings:
@@ -58,10 +59,22 @@ def prepare(kit: Kit, home: Path, talk: Talk) -> SiteSettings:
             raise CafeError("CAFE-158", "The request in the site's folder is missing.", "Leave first (cafe-site leave), then join again.")
         return settings
     kit_folder.check_time(kit.info)
-    code = talk.code()
-    exchange = documents.open_address(kit.info.sealed, code, kit.info.serial).get("exchange", "")
+    code, exchange = _opened(kit.info, talk)
     answers = talk.answers(kit.info)
     return _apply(kit, home, talk, code, exchange, answers)
+
+
+def _opened(info: KitInfo, talk: Talk) -> tuple[str, str]:
+    """The code, and the exchange folder that it opens. A person may mistype it."""
+    for left in reversed(range(talk.tries)):
+        code = talk.code()
+        try:
+            return code, documents.open_address(info.sealed, code, info.serial).get("exchange", "")
+        except CafeError as error:
+            if not left:
+                raise
+            talk.say(f"   {error}")
+    raise ValueError("at least one try")
 
 
 def _apply(kit: Kit, home: Path, talk: Talk, code: str, exchange: str, answers: Answers) -> SiteSettings:
@@ -160,23 +173,27 @@ def deliver(home: Path, settings: SiteSettings) -> bool:
 
 
 def receive(home: Path, settings: SiteSettings, given: Path | None) -> Approval | None:
-    """The operator's answer if it is there: kept before, given by hand, or in the exchange folder. It is checked, then kept.
+    """The operator's answer if it is there, as a file given by hand or in the exchange folder. It is checked, then kept.
 
     Raises:
-        CafeError: CAFE-101, 102, 103, 148 (not this server's answer to this site), CAFE-154 (refused).
+        CafeError: CAFE-101, 102, 103, 148 (not this server's answer to this site), 159 (a given file cannot be read).
     """
-    approval = site_folder.answer(home, settings)
-    data = b"" if approval else _found(settings, given)
-    if data:
-        approval = documents.check_approval(data, settings.server.verify_key, settings.serial, settings.site_key)
-        seal_file(home / ANSWER, data)
-        SiteHome(home).log("joined" if approval.approved else "not let in")
-    if approval is not None and not approval.approved:
+    data = _found(settings, given)
+    if not data:
+        return None
+    approval = documents.check_approval(data, settings.server.verify_key, settings.serial, settings.site_key)
+    seal_file(home / ANSWER, data)
+    SiteHome(home).log("joined" if approval.approved else "not let in")
+    return approval
+
+
+def check_let_in(approval: Approval) -> None:
+    """Raises CAFE-154, with the operator's reason, where the answer is no."""
+    if not approval.approved:
         reason = f" Reason: {_line(approval.reason)}" if approval.reason else ""
         raise CafeError(
             "CAFE-154", f"The operator has not let this site in.{reason}", "Ask him; a new kit is joined after: cafe-site leave"
         )
-    return approval
 
 
 def _found(settings: SiteSettings, given: Path | None) -> bytes:
