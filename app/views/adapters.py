@@ -178,7 +178,7 @@ def _load(made: Made, which: Adapter) -> None:
     st.markdown("**Unpack**")
     st.code(f"unzip {folder}.zip", language="bash")
     st.markdown("**PEFT**")
-    st.code(cards.peft_lines(base, folder), language="python")
+    st.code(cards.peft_lines(base, folder), language="python", wrap_lines=True)
     st.markdown("**vLLM**, which then serves it beside the base model")
     st.code(cards.vllm_line(base, made.settings.name, folder, made.settings.stage2.lora_rank), language="bash", wrap_lines=True)
 

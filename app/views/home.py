@@ -173,7 +173,7 @@ def _done(now: Journey) -> None:
             f":material/check_circle: **Adapter {widgets.plain(run.name)}, {made.newest.title}, is ready.** "
             f"It scores {made.newest.score.shown} on {made.newest.score.n} public test records.{base}"
         )
-        with st.container(horizontal=True):
+        with st.container(horizontal=True, vertical_alignment="center"):
             first = not now.questions
             if st.button("Try it", type="primary" if first else "secondary", icon=":material/forum:", key="done-try"):
                 _go("try_it", run=run.id)
@@ -219,7 +219,7 @@ def _figures(now: Journey) -> None:
         st.metric("Synthetic rows", f"{now.rows:,}" if now.rows is not None else "–", border=True, width=144, height="stretch")
         st.metric("Training round", f"{done} of {rounds}" if rounds else "–", border=True, width=168, height="stretch")
         st.metric(f"Best {seen.metric}", widgets.score(best.value, seen.metric) if best else "–", border=True, width=144, height="stretch")
-        with st.container(border=True, width=350, height="stretch", gap="xsmall"):
+        with st.container(border=True, width=320, height="stretch", gap="xsmall"):
             worst, told = _privacy(now)
             st.markdown("Highest privacy spent by a site", help="In this run. What several sites spent is never added up.")
             st.markdown(f"**{worst}**")
