@@ -107,7 +107,7 @@ def foot() -> None:
                 open_federation(chosen)
                 st.rerun()
         elif now is not None:
-            st.caption(f"Federation: {widgets.plain(now.name)}" + (" · demo" if now.is_demo else ""))
+            st.caption(f"Federation: {widgets.plain(now.name)}" + (" (invented data)" if now.is_demo else ""))
         st.fragment(_last_look, run_every=FAST_S)()
         st.caption(f"Operator: {widgets.plain(operator())} · Café au Lait {version('cafe-au-lait')}")
 
