@@ -75,7 +75,7 @@ def issue(
     to: Path | None = None,
     days: float = DAYS,
 ) -> Issued:
-    """Make a kit for one site of a federation. ``to``: a folder, or the zip's name; ``CAFE_HOME/kits`` where it is left out.
+    """Make a kit for one site of a federation. ``to``: a folder, or the zip's name; ``CAFE_HOME/kits/FEDERATION`` where it is left out.
 
     Raises:
         CafeError: CAFE-607 (no such federation), CAFE-602 (the site's name), 137 (a folder), 138 (wheels), 431 to 448 (embedder).
@@ -87,7 +87,7 @@ def issue(
     embedder = models.embedder(str(found.data.get("embedder") or models.DEFAULT_EMBEDDER)) if kind == "cpu" else None
     code = enrolment.new_code()
     info = _info(found, site, kind, code, where, days, embedder)
-    path = _target(to, f"{builder.folder_name(info)}.zip")
+    path = _target(to, federation, f"{builder.folder_name(info)}.zip")
     unconfirmed = path.with_name(f".{path.name}.{info.serial}")
     try:
         builder.build(info, unconfirmed, sign=_sign, embedder=embedder.path if embedder else None, wheels=wheels)
@@ -237,7 +237,7 @@ def _answer(kit: SiteKit) -> Path:
     reason = "" if kit.state == "approved" else kit.reason[:500]
     approval = Approval(kit.federation, kit.serial, kit.site, kit.site_key, kit.state == "approved", decided, reason=reason)
     data = enrolment.sign_approval(approval, server_keys(home()).signing)
-    path = home("kits") / f"{kit.federation}-{kit.site}.answer.json"
+    path = home("kits", kit.federation) / f"{kit.site}.answer.json"
     write_whole(path, data)
     if kit.exchange:
         write_whole(_checked_exchange(Path(kit.exchange)) / enrolment.answer_name(kit.serial), data)
@@ -262,9 +262,9 @@ def _checked_exchange(folder: Path) -> Path:
     return folder
 
 
-def _target(to: Path | None, name: str) -> Path:
+def _target(to: Path | None, federation: str, name: str) -> Path:
     if to is None:
-        return home("kits") / name
+        return home("kits", federation) / name
     to = to.expanduser().absolute()
     path = to if to.suffix == ".zip" else to / name
     if not path.parent.is_dir():

@@ -223,6 +223,16 @@ def test_a_decision_without_a_request(site: Site) -> None:
         assert refused(lambda: kits.leave(site.info.serial, 1.0)) == "CAFE-146"
 
 
+def test_a_site_that_left_and_a_kit_that_was_fetched(site: Site, tmp_path: Path) -> None:
+    enrolling.receive(site.ask(tmp_path / "r"))
+    enrolling.approve(site.info.serial, site.words)
+    with SiteKitsOf() as kits:
+        kits.count_download(site.info.serial)
+        assert (kits.leave(site.info.serial, 2.0e9).state, kits.kit(site.info.serial).downloads) == ("left", 1)
+    assert refused(lambda: enrolling.approve(site.info.serial, site.words)) == "CAFE-142"
+    assert enrolling.issue("clinics", "hpc", "gpu").serial != site.info.serial
+
+
 def test_a_request_for_something_else(site: Site, tmp_path: Path) -> None:
     assert refused(lambda: enrolling.receive(site.ask(tmp_path / "r", serial="ef" * 16))) == "CAFE-147"
     assert refused(lambda: enrolling.receive(site.ask(tmp_path / "r", site="other"))) == "CAFE-148"
