@@ -377,6 +377,13 @@ def test_answers_that_cannot_be_used(place: Place, changes: dict[str, Any], stat
     assert not list(place.exchange.iterdir())
 
 
+def test_the_example_of_the_help_is_a_file_of_answers(place: Place) -> None:
+    path = place.folder / "example.toml"
+    path.write_text(questions.EXAMPLE.partition("\n")[2])
+    answers = questions.from_file(path, place.info)
+    assert (answers.limits.max_epsilon, answers.limits.kinds, answers.limits.allow_without_noise) == (4.0, ("hello", "vote"), False)
+
+
 def test_usage_and_places_without_a_site(place: Place) -> None:
     assert place.run("dance").returncode == 2
     assert place.run("outbox", "show").returncode == 2 and place.run("limits", "max_epsilon=1").returncode == 2

@@ -194,17 +194,15 @@ def _limits(options: argparse.Namespace, out: Output) -> int:
     done = explain.sent(home, policy.delta)
     shown = policy.model_dump()
     spent = f"{'spent':22} ε {done[-1].total if done else 0.0:.3g}"
-    lines = (f"{name:22} {'no limit' if value is None else value}" for name, value in shown.items())
+    lines = (f"{name:22} {limits.in_words(value)}" for name, value in shown.items())
     out.end(shown | {"spent": done[-1].total if done else 0.0}, *lines, spent)
     return OK
 
 
 def _typed(names: list[str]) -> bool:
     """Whether a person at a terminal types the names of what is to be raised."""
-    if not sys.stdin.isatty():
-        return False
-    wanted = " ".join(names)
-    return input(f"This gives more away than before. To raise it, type: {wanted}\n> ").split() == names
+    question = f"This gives more away than before. To raise it, type: {' '.join(names)}\n> "
+    return sys.stdin.isatty() and input(question).split() == names
 
 
 def _pause(options: argparse.Namespace, out: Output) -> int:
@@ -257,6 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     join = verb(
         "join", _join, "Join the federation of this kit; continues where it stopped. The join code is asked for (or CAFE_JOIN_CODE)."
     )
+    join.formatter_class, join.epilog = argparse.RawDescriptionHelpFormatter, questions.EXAMPLE
     join.add_argument("--answers", metavar="FILE", help="answers to the questions, for scripts")
     join.add_argument("--yes", action="store_true", help="do not ask whether these answers are meant")
     join.add_argument("--approval", metavar="FILE", help="the operator's answer, where files are handed over")

@@ -103,6 +103,13 @@ def raised(before: Policy, after: Policy) -> list[str]:
     return more + (["kinds"] if set(after.kinds) - set(before.kinds) else [])
 
 
+def in_words(value: Any) -> str:
+    """A limit's value for a person."""
+    if isinstance(value, list):
+        return ", ".join(value)
+    return "no limit" if value is None else ("no", "yes")[value] if isinstance(value, bool) else f"{value:g}"
+
+
 def told(policy: Policy) -> Limits:
     """The limits as the join request tells them."""
     return Limits(

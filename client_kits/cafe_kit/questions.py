@@ -33,6 +33,22 @@ _LIKELY = {
     "input": ("context",),
 }
 
+EXAMPLE = """\
+the file of answers:
+  [data]
+  path = "/home/me/notes.csv"
+  columns = {text = "message", label = "department"}   # role = column, where the names differ
+  [limits]                        # what is left out is as the kit proposes, without runs without noise
+  max_epsilon = 4.0               # over all runs
+  max_epsilon_per_run = 2.0
+  share_rows = "no"               # no, rounded, exact: whether the operator is told how many records there are
+  [consent]
+  name = "Dr. Jane Roe"
+  role = "head of data protection"
+  reference = "IRB-2026-7"
+  agreed = true                   # "I may use this data for this purpose"
+"""
+
 Ask = Callable[[str], str]  # shows a question, returns one line
 Say = Callable[[str], None]
 
@@ -75,7 +91,7 @@ def from_file(path: Path, kit: KitInfo) -> Answers:
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise CafeError(
-            "CAFE-157", f"The answers are not as agreed: '{where[:80]}'.", "The README of the kit shows a file of answers."
+            "CAFE-157", f"The answers are not as agreed: '{where[:80]}'.", "cafe-site join --help shows a whole file."
         ) from None
     except (OSError, ValueError, TypeError, AttributeError):
         raise CafeError("CAFE-157", "The file of answers cannot be read, or is not TOML.", "Check its path and its form.") from None
