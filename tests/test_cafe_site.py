@@ -486,6 +486,31 @@ def typed_at_a_terminal(place: Place, text: str, *words: str) -> int:
     return process.returncode
 
 
+def test_a_limit_of_one_run_counts_its_answers_alone(joined: Place) -> None:
+    joined.run("limits", "set", "max_epsilon_per_run=2.5")
+    first, second = (joined.server.order("north", "vote", BY_SITE, round=number) for number in (1, 2))
+    assert [ask(joined, order).code for order in (first, second, replace(second, run="other"))] == ["", "CAFE-313", ""]
+    assert ask(joined, first).status == "ok"  # what was answered stays answered
+
+
+def test_another_key_than_the_one_that_joined(joined: Place) -> None:
+    (joined.home / "site.key").write_text("07" * 32 + "\n")
+    assert "CAFE-134" in joined.run("join", "--wait", "0").stderr
+    assert joined.run("doctor").returncode == 1
+    (joined.home / "site.key").unlink()
+    assert joined.run("doctor").returncode == 1 and not (joined.home / "site.key").exists()
+
+
+def test_what_nobody_foresaw_says_no_text_of_its_own(joined: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError(f"{MARK} in the message")
+
+    monkeypatch.setattr("cafe_kit.limits.pause", broken)
+    done = joined.run("pause")
+    assert done.returncode == 1 and "CAFE-109" in done.stderr and "RuntimeError in test_cafe_site.py" in done.stderr
+    assert MARK not in done.stdout + done.stderr
+
+
 def test_leaving_keeps_the_proof_and_a_site_can_come_back(joined: Place) -> None:
     ask(joined, joined.server.order("north", "vote", BY_SITE))
     key = (joined.home / "site.key").read_text()

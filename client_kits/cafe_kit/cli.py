@@ -21,7 +21,7 @@ from cafe_kit.enrolment import Approval
 from cafe_kit.errors import CafeError
 from cafe_kit.policy import load_policy
 from cafe_kit.site_home import SiteHome
-from cafe_kit.terminal import FAILED, OK, TIMEOUT, USAGE, Output, exit_code
+from cafe_kit.terminal import FAILED, OK, TIMEOUT, USAGE, Output, exit_code, unforeseen
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,12 +37,18 @@ def main(arguments: list[str] | None = None) -> int:
     except CafeError as error:
         out.fail(error)
         return exit_code(error.code)
+    except BrokenPipeError:  # whoever read this has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
     except EOFError:
         print("\nNobody answers here. For a script: --answers FILE --yes", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
         print("\nStopped. Run the same again: it continues where it was.", file=sys.stderr)
         return TIMEOUT
+    except Exception as error:
+        out.fail(unforeseen(error))
+        return FAILED
 
 
 def _join(options: argparse.Namespace, out: Output) -> int:
@@ -51,9 +57,7 @@ def _join(options: argparse.Namespace, out: Output) -> int:
     if site_folder.load(home) is None:
         checks = doctor.first_checks(kit, home)
         out.say("\n".join(doctor.lines(checks)))
-        broken = next((check for check in checks if check.state == "fail"), None)
-        if broken is not None:
-            raise CafeError(broken.code or "CAFE-156", f"Not joined: {broken.name}: {broken.detail}.", broken.hint)
+        doctor.must_be_fit(checks)
     with joining.alone(home):
         tries = 1 if os.environ.get("CAFE_JOIN_CODE") else 3
         talk = joining.Talk(out.say, lambda: _code(out), lambda info: _answers(options, out, info), tries)

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cafe_kit import kit_folder, machine, records
+from cafe_kit import kit_folder, machine, records, site_folder
 from cafe_kit.errors import CafeError
 from cafe_kit.kit_folder import Kit
 from cafe_kit.ledger import SiteLedger
@@ -70,11 +70,22 @@ def data_checks(source: DataSource, task: Task) -> list[Check]:
 
 def site_checks(home: Path, settings: SiteSettings) -> list[Check]:
     """A site that has joined: limits and ledger."""
-    return [*_guard("limits", lambda: _limits(home, settings)), *_guard("ledger", lambda: _ledger(home))]
+    return [
+        *_guard("key", lambda: _key(home, settings)),
+        *_guard("limits", lambda: _limits(home, settings)),
+        *_guard("ledger", lambda: _ledger(home)),
+    ]
 
 
 def fit(checks: list[Check]) -> bool:
     return all(check.state != "fail" for check in checks)
+
+
+def must_be_fit(checks: list[Check]) -> None:
+    """Raises what the first failed check found."""
+    for check in checks:
+        if check.state == "fail":
+            raise CafeError(check.code or "CAFE-156", f"{check.name.capitalize()}: {check.detail.rstrip('.')}.", check.hint)
 
 
 def lines(checks: list[Check]) -> Iterator[str]:
@@ -210,6 +221,11 @@ def _data(source: DataSource, task: Task) -> Iterator[Check]:
         yield Check("identifiers", "warn", "texts may identify people", hint, own=own)
     else:
         yield Check("identifiers", "ok", "no usual pattern of e-mail, telephone, case or bank numbers")
+
+
+def _key(home: Path, settings: SiteSettings) -> Iterator[Check]:
+    site_folder.check_key(home, settings)
+    yield Check("key", "ok", "the one that the site has joined with")
 
 
 def _limits(home: Path, settings: SiteSettings) -> Iterator[Check]:

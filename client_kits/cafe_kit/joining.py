@@ -55,6 +55,7 @@ def prepare(kit: Kit, home: Path, talk: Talk) -> SiteSettings:
                 "The site's folder belongs to another kit.",
                 "Leave first (cafe-site leave keeps the ledger), or set CAFE_SITE_HOME.",
             )
+        site_folder.check_key(home, settings)
         if not (home / REQUEST).is_file():
             raise CafeError("CAFE-158", "The request in the site's folder is missing.", "Leave first (cafe-site leave), then join again.")
         return settings
@@ -82,9 +83,7 @@ def _apply(kit: Kit, home: Path, talk: Talk, code: str, exchange: str, answers: 
     source_checks = doctor.data_checks(answers.source(), info.task)
     for line in doctor.lines(source_checks):
         talk.say(line)
-    broken = next((check for check in source_checks if check.state == "fail"), None)
-    if broken is not None:
-        raise CafeError(broken.code or "CAFE-202", broken.detail, broken.hint)
+    doctor.must_be_fit(source_checks)
     site = SiteHome(home)
     settings = SiteSettings(
         federation=info.federation,

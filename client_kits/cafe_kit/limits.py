@@ -57,13 +57,13 @@ def wanted(settings: list[str]) -> dict[str, Any]:
     """``name=value`` words as typed; a value is written as in the file, ``none`` removes a limit.
 
     Raises:
-        CafeError: CAFE-316 for a setting that does not exist, or a value that is none.
+        CafeError: CAFE-157 for a setting that does not exist.
     """
     changes: dict[str, Any] = {}
     for setting in settings:
         name, _, value = setting.partition("=")
         if name not in Policy.model_fields:
-            raise CafeError("CAFE-316", f"There is no limit '{name[:40]}'.", f"The limits are: {', '.join(Policy.model_fields)}.")
+            raise CafeError("CAFE-157", f"There is no limit '{name[:40]}'.", f"The limits are: {', '.join(Policy.model_fields)}.")
         try:
             changes[name] = None if value.lower() == "none" else tomllib.loads(f"x = {value}")["x"]
         except tomllib.TOMLDecodeError:
@@ -75,7 +75,7 @@ def change(home: Path, changes: Mapping[str, Any], confirmed: Callable[[list[str
     """Write the limits; those that give more away only if ``confirmed`` says so, given their names.
 
     Raises:
-        CafeError: CAFE-316 (not allowed so), CAFE-341 (a raise that nobody confirmed).
+        CafeError: CAFE-157 (not allowed so), CAFE-316 (the file as it is), CAFE-341 (a raise that nobody confirmed).
     """
     path = home / "policy.toml"
     before = load_policy(path)
@@ -84,6 +84,8 @@ def change(home: Path, changes: Mapping[str, Any], confirmed: Callable[[list[str
     try:
         seal_file(beside, text.encode())
         after = load_policy(beside)
+    except CafeError as error:
+        raise CafeError("CAFE-157", error.message, "Nothing was changed. cafe-site limits shows what there is.") from None
     finally:
         beside.unlink(missing_ok=True)
     more = raised(before, after)

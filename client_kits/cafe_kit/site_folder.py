@@ -20,6 +20,7 @@ from cafe_kit.orders import Hash, Name
 from cafe_kit.records import DataSource
 from cafe_kit.release import seal_file
 from cafe_kit.seat_config import DataConfig, SeatConfig, ServerKeys
+from cafe_kit.site_home import SiteHome
 from cafe_kit.task import Task
 
 ShareRows = Literal["no", "rounded", "exact"]
@@ -111,6 +112,12 @@ def joined(home: Path) -> SiteSettings:
 
 def save(home: Path, settings: SiteSettings) -> None:
     seal_file(home / "site.toml", (_HEAD + to_toml(settings.model_dump(mode="json", exclude_none=True))).encode())
+
+
+def check_key(home: Path, settings: SiteSettings) -> None:
+    """Raises CAFE-134 when the site's key is not the one that it joined with."""
+    if not (home / "site.key").is_file() or SiteHome(home).verify_key != settings.site_key:
+        raise CafeError("CAFE-134", "The site's key is not the one that it has joined with.", "Restore site.key, or leave and join again.")
 
 
 def answer(home: Path, settings: SiteSettings) -> Approval | None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
+from pathlib import Path
 from typing import Any, TextIO
 
 from cafe_kit.errors import CafeError
 
 OK, FAILED, USAGE, TIMEOUT, BAD_KIT, PRIVACY = range(6)
-_STATUS = {"CAFE-155": TIMEOUT, "CAFE-157": USAGE, "CAFE-316": USAGE, "CAFE-153": FAILED, "CAFE-156": FAILED, "CAFE-159": FAILED}
+_STATUS = {"CAFE-155": TIMEOUT, "CAFE-157": USAGE, "CAFE-316": FAILED, "CAFE-153": FAILED, "CAFE-156": FAILED, "CAFE-159": FAILED}
 _BAD_KIT = {"CAFE-101", "CAFE-102", "CAFE-103", *(f"CAFE-{number}" for number in range(137, 160))}
 _PRIVACY = {f"CAFE-{number}" for number in (*range(310, 321), 340, 341)}
 
@@ -46,6 +48,13 @@ class Output:
             print(json.dumps({"code": error.code, "message": error.message, "hint": error.hint}, ensure_ascii=False, indent=1))
         else:
             print(f"❌ {error.code} {error.message}\n   {error.hint}", file=sys.stderr)
+
+
+def unforeseen(error: Exception) -> CafeError:
+    """What a person is told of an error that nobody foresaw: class and place, never its text, which may quote a record."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{type(error).__name__} in {Path(where.filename).name}, line {where.lineno}"
+    return CafeError("CAFE-109", f"This could not be finished ({place}).", "Tell the operator. cafe-site log says what was sent.")
 
 
 def exit_code(code: str) -> int:
