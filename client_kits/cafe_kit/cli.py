@@ -68,8 +68,7 @@ def _join(options: argparse.Namespace, out: Output) -> int:
             out.end({"state": "waiting", **about, "request": str(home / joining.REQUEST)})
             return TIMEOUT
         joining.check_let_in(approval)
-    hint = "   See what it does: cafe-site status, cafe-site log --explain"
-    out.end({"state": "joined", **about, "expires": approval.expires}, f"\n✅ {settings.site} has joined {settings.federation}.", hint)
+    out.end({"state": "joined", **about, "expires": approval.expires}, f"\n✅ {settings.site} has joined {settings.federation}.")
     return OK
 
 
