@@ -96,7 +96,7 @@ def test_an_unknown_run_in_the_address_is_told_in_words_on_every_page(stage: Sta
 
 
 def test_a_second_tab_sees_the_same_at_once(stage: Stage) -> None:
-    scene = stage.scene(scenes.running)
+    scene = stage.scene(scenes.running, seconds="1")  # so that a round is longer than a look
     ada = stage.operator(stage.console(scene))
     ada.opens("Runs", run=scene.run).sees_state("Running")
     second = ada.new_tab()
