@@ -233,7 +233,7 @@ def test_kills_at_random_times(server, config):
         charged = SiteLedger(Path(config.home) / "ledger")
         assert set(seen) <= {charge.order_hash for charge in charged.charges}
         before, done = done, sum(order_hash(order) in seen for order in orders)
-        patience = 0.2 if done > before else 1.3 * patience  # on a busy machine a seat needs longer to get anywhere
+        patience *= 0.8 if done > before else 1.3  # about half of the seats get somewhere, on a fast machine and on a busy one
     assert kills >= 20 and charges(config) == len(orders) == len(seen)
 
 
