@@ -211,11 +211,11 @@ def test_the_kill_test_catches_a_planted_bug(server, config, bug):
 
 @pytest.mark.soak
 def test_kills_at_random_times(server, config):
-    """A site answers a hundred orders while it is killed again and again; what was seen once is what stays."""
+    """A site answers two hundred orders while it is killed again and again; what was seen once is what stays."""
     (Path(config.home)).mkdir(parents=True, mode=0o700)
     (Path(config.home) / "policy.toml").write_text("")
     kinds = [(kind, terms) for kind in ("train", "vote") for terms in (BY_SITE, BY_SERVER)]
-    orders = [server.order("north", kind, terms, round=n, run=terms.trust) for n in range(25) for kind, terms in kinds]
+    orders = [server.order("north", kind, terms, round=n, run=terms.trust) for n in range(50) for kind, terms in kinds]
     chance, seen, kills, done, patience = random.Random(5), dict[str, bytes](), 0, 0, 0.2
     while done < len(orders):
         child = os.fork()
