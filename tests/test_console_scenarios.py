@@ -102,6 +102,7 @@ def test_a_second_tab_sees_the_same_at_once(stage: Stage) -> None:
     second = ada.new_tab()
     ada.opens("Home", tab=second).sees_state("Running", tab=second)
     ada.clicks("Stop after this round")
+    ada.until(lambda: scene.row.command == "stop", "the wish is in the store")
     ada.sees_state("Stopping", tab=second, within_s=SOON_S)
     ada.sees_state("Stopped", within_s=60).sees_state("Stopped", tab=second, within_s=SOON_S)
 
