@@ -121,6 +121,7 @@ def test_a_killed_console_comes_back_and_its_open_page_is_true_again(stage: Stag
     console = stage.console(scene)
     ada = stage.operator(console)
     ada.opens("Runs", run=scene.run).sees_state("Running")
+    ada.sees("Time left", "Stage 2 · round").page.wait_for_load_state("networkidle")  # a page half loaded needs a refresh
     before = _round(ada)
     console.kill()
     assert scene.worker and scene.federation
