@@ -98,7 +98,7 @@ def test_what_a_site_did_sent_and_spent(demo: Draft, cafe_home: Path) -> None:
     (folder / "policy.toml").write_text("max_epsilon = 2.5\ndelta = 1e-6\n")
     page = _page(site="oakdale")
     table = page.dataframe[0].value.set_index("Site")
-    assert table.loc["oakdale", "State"] == "late (stage 1, vote 3)" and table.loc["oakdale", "Its own limit"] == "ε 2.5 at δ 1e-06"
+    assert table.loc["oakdale", "State"] == "late (stage 1, vote 3)" and table.loc["oakdale", "Its own limit"] == "ε 2.5 at δ 1e-6"
     assert table.loc["oakdale", "Privacy spent"].startswith("ε ") and table.loc["lakeview", "Privacy spent"] == "no formal guarantee"
     assert {one.label: one.value for one in page.metric} == {
         "Answered": "1", "Refused": "1", "Failed": "0", "Late": "1", "Time at work": "3 s", "Sent": "760 B",
