@@ -121,7 +121,8 @@ def test_a_killed_console_comes_back_and_its_open_page_is_true_again(stage: Stag
     console = stage.console(scene)
     ada = stage.operator(console)
     ada.opens("Runs", run=scene.run).sees_state("Running")
-    ada.sees("Time left", "Stage 2 · round").page.wait_for_load_state("networkidle")  # a page half loaded needs a refresh
+    ada.sees("Time left", "Privacy statement")  # a page of which a part was not loaded yet would need a refresh
+    expect(ada.page.get_by_test_id("stVegaLiteChart").locator("canvas, svg").first).to_be_visible()
     before = _round(ada)
     console.kill()
     assert scene.worker and scene.federation
