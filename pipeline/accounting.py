@@ -36,6 +36,8 @@ _mp.dps = 60  # the closed form is a difference of nearly equal numbers
 
 Events = tuple[tuple[Fraction, int], ...]  # (mu**2 of one release, how many of them), sorted
 
+_UP = Context(prec=6, rounding=ROUND_CEILING)
+
 
 # --- epsilon ---------------------------------------------------------------------------------------------------------
 
@@ -127,8 +129,8 @@ def _delta(epsilon: Any, mu: Any) -> Any:
 
 
 def shown(number: float) -> str:
-    """An epsilon or delta as people write it: 8, 0.25, 1e-5."""
-    return f"{number:g}".replace("e-0", "e-")
+    """An epsilon or delta as people write it: 8, 0.25, 1e-5. Six digits, rounded up: what is promised is never understated."""
+    return f"{float(_UP.create_decimal(repr(number))):g}".replace("e-0", "e-")
 
 
 def _check_delta(delta: float) -> None:

@@ -14,6 +14,7 @@ import pytest
 from cafe_kit.records import DataSource, read
 from ruamel.yaml import YAML
 
+from pipeline.accounting import shown
 from pipeline.demo import write
 from pipeline.settings import load
 
@@ -74,7 +75,7 @@ def test_the_synthetic_set_is_read_back_by_the_kit(finished):
     records = read(DataSource(Path(results["synthetic"]), settings.task.columns), settings.public_task())
     assert len(records) >= 12 * 2 and {record.answer for record in records} == set(settings.public_task().labels)
     card = Path(results["synthetic"]).with_name("README.md").read_text(encoding="utf-8")
-    assert "differential privacy" in card and str(results["privacy"]["stage1"]["epsilon"]) in card
+    assert f"differential privacy with ε = {shown(results['privacy']['stage1']['epsilon'])}, δ = 1e-5" in card
 
 
 def test_peft_loads_the_adapter_and_it_answers_as_ours_does(finished, real_models):

@@ -404,3 +404,10 @@ def test_several_processes_make_one_body(folder: Path) -> None:
 def test_a_door_of_another_ledger_sees_nothing(folder: Path) -> None:
     gate = PrivacyDoor(Ledger(folder / "other.db"), folder / "elsewhere")
     assert gate.find(release(3, terms())) is None
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(8.0, "8"), (1e-5, "1e-5"), (0.25, "0.25"), (8.000001, "8.00001"), (7.99999, "7.99999"), (12.3456789, "12.3457")]
+)
+def test_a_promise_is_never_written_smaller_than_it_is(number: float, words: str) -> None:
+    assert accounting.shown(number) == words and float(words) >= number
