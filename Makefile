@@ -3,7 +3,7 @@
 #   make run      the console, on http://127.0.0.1:8501
 #   make demo     the demo federation in the terminal, to its adapter
 #   make test     all tests but the long loops; installs a browser when it may
-#   make check    the quick tests: no browser, no models
+#   make check    the quick tests: no browser, no models, no whole runs; under three minutes on two cores
 #   make soak     the long loops
 #   make screenshots  pictures of every page in every state, into screenshots/ (git does not see it)
 #   make lint     ruff and mypy;  make format mends, and rewrites what docs/ holds of the program
@@ -34,7 +34,7 @@ test: install system
 	$(PYTEST) -m "(heavy or system) and not soak"
 
 check: install
-	OMP_NUM_THREADS=1 $(PYTEST) -q -n 2 -m "$(QUICK)"
+	OMP_NUM_THREADS=1 $(PYTEST) -q -n 2 -m "$(QUICK) and not runs"
 
 soak: install
 	$(BIN)/python -m pipeline.models

@@ -17,6 +17,8 @@ from server_store.errors import StoreError
 from server_store.store import Store
 from tests.federation import Federation
 
+pytestmark = pytest.mark.runs
+
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Federation:

@@ -16,6 +16,8 @@ from pipeline.models import DEFAULT_BASE
 from server_store.store import Store
 from tests.federation import Federation
 
+pytestmark = pytest.mark.runs
+
 GOLDEN = Path(__file__).parent / "golden" / "adapter_card.md"
 HOSTILE = "<script>alert(1)</script>**x** :red[y] $z$ [a](http://b) `q` ``r``\n---\n# big | :smile:"
 

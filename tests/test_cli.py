@@ -26,6 +26,7 @@ def cafe(federation, *words, code=0, timeout=200, **environment):
     return done.stdout + done.stderr
 
 
+@pytest.mark.runs
 def test_run_to_the_end_then_status_export_clean(tmp_path):
     federation = Federation(tmp_path / "f", stage2={"rounds": 1}, stage1={"rounds": 1})
     out = tmp_path / "out"
@@ -48,6 +49,7 @@ def test_run_to_the_end_then_status_export_clean(tmp_path):
     assert len(federation.ledger.releases(run)) == 2  # what was spent stays written
 
 
+@pytest.mark.runs
 def test_out_in_use_and_a_second_run_of_the_name_are_refused(tmp_path):
     federation = Federation(tmp_path / "f")
     (tmp_path / "full").mkdir()
@@ -67,6 +69,7 @@ def test_out_in_use_and_a_second_run_of_the_name_are_refused(tmp_path):
     assert len(results["rounds"]) == 4
 
 
+@pytest.mark.runs
 def test_stop_after_the_round(tmp_path):
     federation = Federation(tmp_path / "f", stage2={"rounds": 30})
     run = json.loads(cafe(federation, "run", federation.config, "--detach", "--format", "json", CAFE_TINY_SECONDS="0.02"))["run"]
@@ -83,6 +86,7 @@ def test_stop_after_the_round(tmp_path):
     assert not federation.store.step(run, "stage2/1/30/score")
 
 
+@pytest.mark.runs
 def test_bad_data_at_a_site_ends_the_start_and_is_named(tmp_path):
     federation = Federation(tmp_path / "f")
     good = (federation.folder / "weak1.jsonl").read_text()

@@ -24,6 +24,8 @@ from app import downloads
 from pipeline import catalogue
 from tests.federation import ROOT, Federation
 
+pytestmark = pytest.mark.runs
+
 LARGE = 300 * 2**20
 MOST_GROWTH = 50 * 2**20
 

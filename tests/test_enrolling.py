@@ -272,6 +272,7 @@ def cafe(*words: str | Path, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.runs
 def test_the_commands_from_add_to_revoke(federation: str, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()

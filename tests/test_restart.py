@@ -12,6 +12,8 @@ import pytest
 
 from tests.federation import Federation
 
+pytestmark = pytest.mark.runs
+
 FAILPOINTS = (
     "worker.claimed", "worker.after_candidates", "round.before_ask", "round.after_gather", "round.after_closed",
     "door.before_reserve", "door.after_reserve", "door.after_draw", "seal.before_write", "seal.half_written", "seal.before_rename",

@@ -9,6 +9,8 @@ import pytest
 from pipeline.adapters import flatten, from_bytes
 from tests.federation import Federation
 
+pytestmark = pytest.mark.runs
+
 ROGUE = {"CAFE_KIT_ENGINE": "tests.rogue_engine:RogueEngine"}
 
 

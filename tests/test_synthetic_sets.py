@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pyarrow.parquet as pq
+import pytest
 
 from pipeline import launch
 from pipeline.settings import load
 from server_store.desk import Desk
 from tests.federation import Federation
+
+pytestmark = pytest.mark.runs
 
 PRIVATE = {"stage1": {"epsilon": 8, "delta": 1e-5}, "stage2": "off", "accept_noise": True}
 

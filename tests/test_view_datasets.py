@@ -274,6 +274,7 @@ def test_a_second_operator_is_told_of_the_first(idle: Home) -> None:
     assert len([step for step in Desk(home / "store.db").steps(run, "stage1/") if step.name.endswith("/approval")]) == 1
 
 
+@pytest.mark.runs
 def test_rejected_then_made_again_and_approved_to_the_adapter(waiting: Home) -> None:
     """By clicks: a reject, the second attempt by a real worker, its approval, the adapter."""
     home, run = waiting
