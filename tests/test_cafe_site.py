@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -228,6 +229,7 @@ def test_it_waits_and_goes_on_where_it_was_stopped(place: Place) -> None:
     first = subprocess.Popen(
         [sys.executable, "-m", "cafe_kit.cli", "join", "--answers", str(place.answers()), "--yes"],
         env=place.environment(), cwd=place.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a session in the background ignores it
     )  # fmt: skip
     request = place.exchange / enrolment.request_name(place.info.serial)
     assert first.stdout is not None
@@ -238,7 +240,7 @@ def test_it_waits_and_goes_on_where_it_was_stopped(place: Place) -> None:
     second = place.run("join", "--wait", "0")
     assert second.returncode == 4 and "CAFE-158" in second.stderr  # one at a time
     before = request.read_bytes()
-    first.send_signal(2)
+    first.send_signal(signal.SIGINT)
     assert first.wait(30) == 3
     assert place.json("join", "--wait", "0", status=3)["code"] == "CAFE-155"
     assert request.read_bytes() == before
