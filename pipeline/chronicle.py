@@ -15,12 +15,11 @@ from cafe_kit.task import Record
 from cafe_kit.vote import candidates_from_bytes
 
 from pipeline.overview import attempt_of, settings_of
+from pipeline.settings import SERVER_SEATS
 from server_store.blobs import Blobs
 from server_store.errors import StoreError
 from server_store.rows import OrderRow, Run, Step
 from server_store.store import Store
-
-_SERVER = ("proxy.", "proxies.")  # names of seats that are the server's own
 
 
 @dataclass(frozen=True)
@@ -124,8 +123,8 @@ def approved(store: Store, settings_name: str) -> list[Run]:
 
 
 def _answers(orders: Iterable[OrderRow]) -> Answers:
-    own = [order for order in orders if not order.site.startswith(_SERVER)]
-    by_server = [order for order in orders if order.site.startswith(_SERVER)]
+    own = [order for order in orders if not order.site.startswith(SERVER_SEATS)]
+    by_server = [order for order in orders if order.site.startswith(SERVER_SEATS)]
     states = Counter(order.state for order in own)
     ends = [order.ended for order in (*own, *by_server) if order.ended]
     begun = [order.sent for order in (*own, *by_server)]

@@ -20,7 +20,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline import catalogue, ledger_book, overview
 from pipeline.home import home
-from pipeline.overview import PROXY, Score
+from pipeline.overview import Score
 from server_store.errors import StoreError
 from server_store.ledger import Charge, Ledger
 from server_store.rows import Run
@@ -86,8 +86,8 @@ def site_orders(store: Store, run_id: str) -> list[SiteOrders]:
         times = {phase.removeprefix("seconds_"): sum(row.numbers.get(phase, 0.0) for row in own) for phase in _PHASES}
         wrong = next((row for row in reversed(own) if row.code), None)
         error = f"{wrong.code} {wrong.sentence} (stage {wrong.stage}, round {wrong.round})" if wrong else ""
-        by_server = site.startswith(PROXY)
-        found.append(SiteOrders(site.removeprefix(PROXY), by_server, len(own), **states, **times, last_error=error))
+        name, by_server = overview.behind(site)
+        found.append(SiteOrders(name, by_server, len(own), **states, **times, last_error=error))
     return found
 
 

@@ -13,11 +13,10 @@ from pathlib import Path
 
 from cafe_kit.errors import CafeError
 
-from pipeline.settings import RunSettings, load
+from pipeline.settings import PROXIES, PROXY, RunSettings, load
 from server_store.rows import Metric, Progress, Run, SiteProgress, Step
 from server_store.store import Store
 
-PROXY = "proxy."
 _ASKED = re.compile(r"stage (?P<stage>[12]): (?:(?:vote|round) (?P<round>\d+) of \d+)?")
 _SILENT_S = 600.0
 
@@ -169,9 +168,11 @@ def waits_for_approval(names: dict[str, Step], attempt: int, settings: RunSettin
     return asked and f"stage1/{attempt}/synthetic" in names and f"stage1/{attempt}/approval" not in names
 
 
-def proxy_of(site: str) -> str | None:
-    """The weak site behind a proxy's name; None for a site."""
-    return site.removeprefix(PROXY) if site.startswith(PROXY) else None
+def behind(seat: str) -> tuple[str, bool]:
+    """The site that a seat is of, and whether the server sits there in its place."""
+    if seat.startswith(PROXIES):  # the warm start
+        return "all sites without a GPU", True
+    return seat.removeprefix(PROXY), seat.startswith(PROXY)
 
 
 def settings_of(run: Run) -> RunSettings | None:
@@ -207,11 +208,9 @@ def _sites(settings: RunSettings | None, told: list[SiteProgress], run: Run) -> 
         one = by_name.get(name)
         rows.append(_site(name, kind, one, now, by_server=False))
     for one in told:
-        weak = proxy_of(one.site)
-        if one.site.startswith("proxies."):  # the warm start
-            rows.append(_site("all sites without a GPU", "cpu", one, now, by_server=True))
-        elif weak in kinds:
-            rows.append(_site(str(weak), "cpu", one, now, by_server=True))
+        weak, by_server = behind(one.site)
+        if by_server and kinds:
+            rows.append(_site(weak, "cpu", one, now, by_server=True))
     return tuple(rows)
 
 

@@ -28,6 +28,10 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
+PROXY, PROXIES = "proxy.", "proxies."  # seats of the server's own begin so: for one weak site, and for all of them
+SERVER_SEATS = (PROXY, PROXIES)
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -192,7 +196,7 @@ class RunSettings(_Section):
         twice = sorted({name for name in names if [n.lower() for n in names].count(name.lower()) > 1})
         if twice:
             raise ValueError(f"sites: two sites are called {twice[0]!r}")
-        if any(name.lower().startswith(("proxy.", "proxies.")) for name in names):
+        if any(name.lower().startswith(SERVER_SEATS) for name in names):
             raise ValueError("sites: names that begin with 'proxy.' or 'proxies.' are the server's")
         for stage, kind, quorum in (("stage1", "cpu", self.stage1.quorum), ("stage2", "gpu", self.stage2.quorum)):
             number = len(self.names(kind))

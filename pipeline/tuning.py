@@ -30,12 +30,12 @@ from pipeline.evaluation import evaluate
 from pipeline.machine import Machine
 from pipeline.privacy import Release
 from pipeline.rounds import Round, empty_inbox, gather, total
+from pipeline.settings import PROXIES, PROXY
 from pipeline.sites import Host
 from server_store.blobs import write_whole
 from server_store.rows import Step
 
-PROXY = "proxy."  # prefix of the names of proxies; no site may be called so
-_WHOLE, _KEPT = "proxies.all", "proxies.kept"  # seats for the warm start: the whole synthetic set, and what an operator kept of it
+_WHOLE, _KEPT = f"{PROXIES}all", f"{PROXIES}kept"  # seats for the warm start: the whole synthetic set, and what an operator kept of it
 _OFF = PrivacyTerms("none")
 
 

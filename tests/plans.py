@@ -1,4 +1,4 @@
-"""What the tests of *Generate* and *Train* share: drafts of a tiny federation in a home, and the pages over them."""
+"""What the tests of pages share: drafts of a tiny federation in a home, homes that a run was made in, and the pages over them."""
 
 from __future__ import annotations
 

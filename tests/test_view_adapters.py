@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,10 @@ from streamlit.testing.v1 import AppTest
 
 from pipeline import catalogue, launch
 from server_store.store import Store
-from tests.federation import ROOT, Federation
+from tests import plans
+from tests.federation import Federation
+from tests.plans import HOSTILE, change, move_in
 
-HOSTILE = "<script>alert(1)</script>**x** :red[y] $z$ [a](http://b)"
 Home = tuple[Path, str]
 
 
@@ -27,26 +27,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Federation:
 @pytest.fixture
 def done(finished: Federation, cafe_home: Path) -> Home:
     """A copy of the finished run in this test's own home; the home and the run's id."""
-    shutil.copytree(finished.home, cafe_home, dirs_exist_ok=True)
     run = finished.store.runs()[0]
-    folder = cafe_home / Path(run.folder).relative_to(finished.home)
-    _change(cafe_home, "UPDATE runs SET folder=?", str(folder))
+    move_in(finished.home, cafe_home, run.id, run.folder)
     return cafe_home, run.id
 
 
-def _change(home: Path, sql: str, *values: object) -> None:
-    with sqlite3.connect(home / "store.db") as rows:
-        rows.execute(sql, values)
-
-
 def _page(**query: str) -> AppTest:
-    page = AppTest.from_file(str(ROOT / "app" / "pages.py"), default_timeout=30)
-    page.switch_page("views/adapters.py")
-    for key, value in query.items():
-        page.query_params[key] = value
-    page.run()
-    assert not page.exception, page.exception
-    return page
+    return plans.page("adapters", **query)
 
 
 def _told(page: AppTest) -> str:
@@ -85,8 +72,8 @@ def test_an_earlier_round_by_address_and_by_choice(done: Home) -> None:
 
 def test_a_run_that_goes_on_offers_its_adapter_so_far(done: Home) -> None:
     home, run = done
-    _change(home, "DELETE FROM steps WHERE name='stage2/1/2/score'")
-    _change(home, "UPDATE runs SET state='Running', pid=?, heartbeat=strftime('%s','now')", 1)
+    change(home, "DELETE FROM steps WHERE name='stage2/1/2/score'")
+    change(home, "UPDATE runs SET state='Running', pid=?, heartbeat=strftime('%s','now')", 1)
     page = _page(run=run)
     told = _told(page)
     assert "The run goes on; this is its adapter so far, after round 1 of 2." in told
@@ -96,8 +83,8 @@ def test_a_run_that_goes_on_offers_its_adapter_so_far(done: Home) -> None:
 
 def test_a_run_before_its_first_round(done: Home) -> None:
     home, run = done
-    _change(home, "DELETE FROM steps WHERE name LIKE 'stage2/%'")
-    _change(home, "UPDATE runs SET state='Running', pid=?, heartbeat=strftime('%s','now')", 1)
+    change(home, "DELETE FROM steps WHERE name LIKE 'stage2/%'")
+    change(home, "UPDATE runs SET state='Running', pid=?, heartbeat=strftime('%s','now')", 1)
     for page in (_page(run=run), _page()):
         assert "This run has no adapter yet" in _told(page) and _links(page) == []
 
@@ -125,8 +112,8 @@ def test_of_two_runs_the_newest_is_shown_until_the_address_names_the_other(done:
     home, run = done
     other = home / "runs" / "other"
     shutil.copytree(launch.store().run(run).folder, other)
-    _change(home, "INSERT INTO runs (id, name, state, folder, created, epoch) VALUES ('other', 'second', 'Done', ?, 1, 1)", str(other))
-    _change(home, "INSERT INTO steps SELECT 'other', name, sha256, facts, time FROM steps WHERE run=?", run)
+    change(home, "INSERT INTO runs (id, name, state, folder, created, epoch) VALUES ('other', 'second', 'Done', ?, 1, 1)", str(other))
+    change(home, "INSERT INTO steps SELECT 'other', name, sha256, facts, time FROM steps WHERE run=?", run)
     assert list(_page().dataframe[0].value["Shown"]) == ["▸", ""]
     page = _page(run="other")
     assert list(page.dataframe[0].value["Shown"]) == ["", "▸"] and "files/runs/other/adapter.zip?round=2" in _links(page)

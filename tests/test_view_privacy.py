@@ -9,22 +9,15 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from server_store.store import Store
-from tests import ledgers
+from tests import ledgers, plans
 from tests.ledgers import RUN
-from tests.test_ledger import ROOT
+from tests.plans import HOSTILE
 
-HOSTILE = "<script>alert(1)</script>**x** :red[y] $z$ [a](http://b)"
 OTHER = "demo-20260203-040506-beef"
 
 
 def _page(**query: str) -> AppTest:
-    page = AppTest.from_file(str(ROOT / "app" / "pages.py"), default_timeout=30)
-    page.switch_page("views/privacy.py")
-    for key, value in query.items():
-        page.query_params[key] = value
-    page.run()
-    assert not page.exception, page.exception
-    return page
+    return plans.page("privacy", **query)
 
 
 def _told(page: AppTest) -> str:

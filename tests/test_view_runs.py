@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,10 @@ from streamlit.testing.v1.element_tree import Button
 
 from server_store.ledger import Ledger
 from server_store.store import Store
-from tests.federation import ROOT, Federation
+from tests import plans
+from tests.federation import Federation
+from tests.plans import HOSTILE, change, move_in
 
-HOSTILE = "<script>alert(1)</script>**x** :red[y] $z$ [a](http://b)"
 PRIVACY = {"stage1": {"epsilon": 8, "delta": 1e-5}, "accept_noise": True}
 Home = tuple[Path, str]
 
@@ -30,16 +30,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Federation:
 @pytest.fixture
 def done(finished: Federation, cafe_home: Path) -> Home:
     """A copy of the finished run in this test's own home; the home and the run's id."""
-    shutil.copytree(finished.home, cafe_home, dirs_exist_ok=True)
     run = finished.store.runs()[0]
-    folder = cafe_home / Path(run.folder).relative_to(finished.home)
-    _change(cafe_home, "UPDATE runs SET folder=?", str(folder))
+    move_in(finished.home, cafe_home, run.id, run.folder)
     return cafe_home, run.id
-
-
-def _change(home: Path, sql: str, *values: object) -> None:
-    with sqlite3.connect(home / "store.db") as rows:
-        rows.execute(sql, values)
 
 
 def _second(home: Path, run: str, **settings: str) -> str:
@@ -51,19 +44,13 @@ def _second(home: Path, run: str, **settings: str) -> str:
         assert old in text
         text = text.replace(old, new)
     (folder / "config.yaml").write_text(text)
-    _change(home, "INSERT INTO runs (id, name, state, folder, created, epoch) VALUES ('second', 'tiny', 'Done', ?, 1, 1)", str(folder))
-    _change(home, "INSERT INTO metrics SELECT 'second', name, phase, round, value, n FROM metrics WHERE run=? AND round < 2", run)
+    change(home, "INSERT INTO runs (id, name, state, folder, created, epoch) VALUES ('second', 'tiny', 'Done', ?, 1, 1)", str(folder))
+    change(home, "INSERT INTO metrics SELECT 'second', name, phase, round, value, n FROM metrics WHERE run=? AND round < 2", run)
     return "second"
 
 
 def _page(**query: str) -> AppTest:
-    page = AppTest.from_file(str(ROOT / "app" / "pages.py"), default_timeout=30)
-    page.switch_page("views/runs.py")
-    for key, value in query.items():
-        page.query_params[key] = value
-    page.run()
-    assert not page.exception, page.exception
-    return page
+    return plans.page("runs", **query)
 
 
 def _told(page: AppTest) -> str:
@@ -154,7 +141,7 @@ def test_events_by_level(done: Home) -> None:
 
 def test_a_run_that_goes_on_can_be_stopped_but_not_deleted(done: Home) -> None:
     home, run = done
-    _change(home, "UPDATE runs SET state='Running', pid=?, heartbeat=strftime('%s','now')", 1)
+    change(home, "UPDATE runs SET state='Running', pid=?, heartbeat=strftime('%s','now')", 1)
     page = _page(run=run)
     labels = [one.label for one in page.button]
     assert "Stop after this round" in labels and "Delete run…" not in labels
@@ -164,7 +151,7 @@ def test_a_run_that_goes_on_can_be_stopped_but_not_deleted(done: Home) -> None:
 def test_a_failed_run_says_why(done: Home) -> None:
     home, run = done
     error = json.dumps({"code": "CAFE-121", "message": HOSTILE, "hint": "Mend the site."})
-    _change(home, "UPDATE runs SET state='Failed', operator=?, error=?", HOSTILE, error)
+    change(home, "UPDATE runs SET state='Failed', operator=?, error=?", HOSTILE, error)
     page = _page(run=run)
     row = page.dataframe[0].value.iloc[0]
     assert row["State"] == "Failed" and row["What it does"] == f"CAFE-121 {HOSTILE}" and row["Started by"] == HOSTILE
@@ -175,7 +162,7 @@ def test_a_failed_run_says_why(done: Home) -> None:
 
 def test_a_lost_run_is_not_shown_as_running(done: Home) -> None:
     home, run = done
-    _change(home, "UPDATE runs SET state='Running', pid=999999999, heartbeat=1")
+    change(home, "UPDATE runs SET state='Running', pid=999999999, heartbeat=1")
     assert _page(run=run).dataframe[0].value["State"][0] == "Lost contact"
 
 
