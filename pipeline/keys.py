@@ -1,4 +1,4 @@
-"""The server's two keys, one signs its orders, to the other the sites seal what they send; and the console's cookie secret.
+"""The server's two keys, one signs its orders, to the other the sites seal what they send; the console's cookie secret and the vault's key.
 
 Knows where they lie (``CAFE_HOME/keys``, 0600). Does not know orders or bodies.
 """
@@ -55,6 +55,17 @@ def cookie_secret(home: Path) -> str:
     folder = home / "keys"
     folder.mkdir(mode=0o700, exist_ok=True)
     return _secret(folder / "console.key", os.urandom(32)).hex()
+
+
+def vault_key(home: Path) -> bytes:
+    """What ``vault.py`` encrypts with.
+
+    Raises:
+        CafeError: CAFE-680 when the file is damaged.
+    """
+    folder = home / "keys"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return _secret(folder / "vault.key", os.urandom(32))
 
 
 def _secret(path: Path, fresh: bytes) -> bytes:

@@ -66,7 +66,13 @@ def _m3(db: sqlite3.Connection) -> None:
         WHERE state IN ('issued', 'requested', 'approved')""")
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_m1, _m2, _m3)
+def _m4(db: sqlite3.Connection) -> None:
+    """How orders reach a site of another machine (never a secret), and what its last answer said of its ledger."""
+    db.execute("ALTER TABLE site_kits ADD COLUMN connection TEXT NOT NULL DEFAULT '{}'")
+    db.execute("ALTER TABLE site_kits ADD COLUMN seen TEXT NOT NULL DEFAULT '{}'")
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_m1, _m2, _m3, _m4)
 
 
 def migrate(db: sqlite3.Connection) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from server_store.errors import StoreError
@@ -19,14 +19,18 @@ from server_store.store import Store
 KitState = Literal["issued", "requested", "approved", "refused", "revoked", "left"]
 _COLUMNS = (
     "serial, federation, site, kind, issued, expires, state, code_key, exchange, zip_sha256, "
-    "request, site_key, decided, decided_by, reason, downloads"
+    "request, site_key, decided, decided_by, reason, downloads, connection, seen"
 )
 _NEW_KIT = "Make a new kit: `cafe site add`."
 
 
 @dataclass(frozen=True)
 class SiteKit:
-    """One kit. ``code_key``: proves the join code, empty once decided. ``request``: the site's document, as it was accepted."""
+    """One kit. ``code_key``: proves the join code, empty once decided. ``request``: the site's document, as it was accepted.
+
+    ``connection``: how orders reach the site (``via`` folder or globus, ``client_id``, ``endpoint_id``), without any secret.
+    ``seen``: what the site's last answer said (``time``, ``kit``, ``ledger_head``, ``charges``, ``mu_squared``).
+    """
 
     serial: str
     federation: str
@@ -44,6 +48,8 @@ class SiteKit:
     decided_by: str = ""
     reason: str = ""
     downloads: int = 0
+    connection: dict[str, Any] = field(default_factory=dict)
+    seen: dict[str, Any] = field(default_factory=dict)
 
 
 class SiteKits(Store):
@@ -132,6 +138,18 @@ class SiteKits(Store):
         """The site itself has left. Raises StoreError CAFE-147; CAFE-146 when it was not in."""
         return self._end(serial, ("approved",), "left", "the site", "", now)
 
+    def connect(self, serial: str, connection: dict[str, Any]) -> SiteKit:
+        """Keep how orders reach the site. Raises StoreError CAFE-147."""
+        self.kit(serial)
+        with self._transaction():
+            self._db.execute("UPDATE site_kits SET connection=? WHERE serial=?", (json.dumps(connection), serial))
+        return self.kit(serial)
+
+    def saw(self, serial: str, seen: dict[str, Any]) -> None:
+        """Keep what a site's answer said of itself."""
+        with self._transaction():
+            self._db.execute("UPDATE site_kits SET seen=? WHERE serial=?", (json.dumps(seen), serial))
+
     def count_download(self, serial: str) -> None:
         with self._transaction():
             self._db.execute("UPDATE site_kits SET downloads=downloads+1 WHERE serial=?", (serial,))
@@ -182,4 +200,5 @@ def _word(kit: SiteKit) -> str:
 def _kit(row: tuple[Any, ...]) -> SiteKit:
     values = dict(zip(_COLUMNS.split(", "), row, strict=True))
     assert values["state"] in get_args(KitState)
-    return SiteKit(**{**values, "request": json.loads(values["request"]) if values["request"] else None})
+    read = {name: json.loads(values[name]) if values[name] else None for name in ("request", "connection", "seen")}
+    return SiteKit(**{**values, **read})

@@ -20,6 +20,7 @@ from cafe_kit import enrolment
 from cafe_kit.enrolment import Approval, Consent, Host, JoinRequest, KitInfo, Limits
 from cafe_kit.errors import CafeError
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from pipeline import enrolling, federations
 from pipeline.enrolling import Issued
@@ -43,6 +44,10 @@ class Site:
         return self.key.public_key().public_bytes_raw().hex()
 
     @property
+    def seal_key(self) -> str:
+        return X25519PrivateKey.from_private_bytes(self.key.private_bytes_raw()).public_key().public_bytes_raw().hex()
+
+    @property
     def words(self) -> str:
         return " ".join(enrolment.words(self.info.server.verify_key, self.verify_key, self.info.serial))
 
@@ -50,7 +55,16 @@ class Site:
         info = self.info
         host, consent = Host("Linux [red]", "3.12.1", 8, 15.5), Consent("Ada [red]", "head of ward", "IRB 7")
         request = JoinRequest(
-            info.federation, info.serial, info.site, self.verify_key, time.time(), host, Limits(max_epsilon=3.0), consent, records=2000
+            info.federation,
+            info.serial,
+            info.site,
+            self.verify_key,
+            time.time(),
+            host,
+            Limits(max_epsilon=3.0),
+            consent,
+            self.seal_key,
+            2000,
         )
         request = replace(request, **changes)
         proved = enrolment.prove(request, enrolment.proof_key(code or self.issued.code, info.serial))

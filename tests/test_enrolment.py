@@ -48,6 +48,7 @@ REQUEST = enrolment.prove(
         host=Host("Linux 6.1", "3.11.9", 8, 31.2),
         limits=Limits(max_epsilon=2.0, max_epsilon_per_run=1.0, kinds=("hello", "vote"), allow_without_noise=False),
         consent=Consent("Dr. Ärmel", "head of IT", "IRB-7"),
+        seal_key=64 * "a",
         records=1200,
     ),
     CODE_KEY,
@@ -59,10 +60,10 @@ SIGNED_APPROVAL = enrolment.sign_approval(APPROVAL, SERVER)
 
 GOLDEN = {
     "kit": "b0ff732458da2557",
-    "request": "90ae9392cd956ee9",
-    "approval": "d99b85542c3e95dc",
-    "signed request": "1798ec38c8ff7ded",
-    "signed approval": "827ce8099c7cead0",
+    "request": "18d4fdb4eb14cd85",
+    "approval": "81b1964d16127aa7",
+    "signed request": "c5fa0dd0c7f2a3b3",
+    "signed approval": "cf6372b3aeaf0c8b",
     "code key": "1be60585710a3c71",
     "words": "1c947aab59fcf4b2",
 }

@@ -104,7 +104,10 @@ class Consent:
 
 @dataclass(frozen=True, config=_STRICT)
 class JoinRequest:
-    """What a site asks. ``records``: how many, rounded or exactly, or None where the site does not share it."""
+    """What a site asks. ``records``: how many, rounded or exactly, or None where the site does not share it.
+
+    ``seal_key``: the public half (X25519) of the key that what is meant for this site alone is sealed to.
+    """
 
     federation: Name
     serial: Serial
@@ -114,6 +117,7 @@ class JoinRequest:
     host: Host
     limits: Limits
     consent: Consent
+    seal_key: Hash
     records: Count | None = None
     code_proof: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     protocol: int = PROTOCOL
@@ -121,7 +125,10 @@ class JoinRequest:
 
 @dataclass(frozen=True, config=_STRICT)
 class Approval:
-    """The operator's answer, yes or no, to the site with this key. ``reason`` of a refusal."""
+    """The operator's answer, yes or no, to the site with this key. ``reason`` of a refusal.
+
+    ``sealed``: how orders reach the site (``connection.Connection``), for its eyes only, in hexadecimal; "" with a refusal.
+    """
 
     federation: Name
     serial: Serial
@@ -131,6 +138,7 @@ class Approval:
     made: Time
     expires: Time | None = None
     reason: Annotated[str, Field(max_length=500)] = ""
+    sealed: Annotated[str, Field(max_length=16000, pattern=r"^[0-9a-f]*$")] = ""
     protocol: int = PROTOCOL
 
 

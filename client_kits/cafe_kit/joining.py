@@ -127,6 +127,7 @@ def _request(settings: SiteSettings, home: Path, site: SiteHome, code_key: bytes
         host=machine.host(),
         limits=limits.told(load_policy(home / "policy.toml")),
         consent=documents.Consent(name=_line(consent.name), role=_line(consent.role), reference=_line(consent.reference)),
+        seal_key=site.seal_key.public_key().public_bytes_raw().hex(),
         records=_shared_rows(settings),
     )
     return documents.sign_request(documents.prove(request, code_key), site.key)

@@ -100,8 +100,16 @@ class HelloParams:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class ResultParams:
+    """Here is the run's adapter, for the site to keep; nothing is asked back. ``adapter``: the hash of its unpacked folder."""
+
+    adapter: Hash
+    kind: Literal["result"] = "result"
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Order:
-    """What the server asks of one site. ``inputs``: base_model, adapter (train); embedder, candidates (vote)."""
+    """What the server asks of one site. ``inputs``: base_model, adapter (train); embedder, candidates (vote); adapter_folder (result)."""
 
     run: Name
     stage: Literal[1, 2]
@@ -111,7 +119,7 @@ class Order:
     task: Task
     privacy: PrivacyTerms
     inputs: dict[str, Blob]
-    params: Annotated[VoteParams | TrainParams | HelloParams, Field(discriminator="kind")]
+    params: Annotated[VoteParams | TrainParams | HelloParams | ResultParams, Field(discriminator="kind")]
     protocol: int = PROTOCOL
 
     @property
@@ -126,16 +134,24 @@ class Order:
 
 @dataclass(frozen=True, config=_STRICT)
 class Transport:
-    """Where inputs are fetched and the body is put: paths or URLs. Unsigned; may be renewed for the same order."""
+    """Where inputs are fetched and the body is put: paths or URLs. Unsigned; may be renewed for the same order.
+
+    ``output`` "": seal the answer and tell its size and hash; where to put it comes with the same order, delivered again.
+    ``seen_head``: the last head of the site's ledger that the server knows; the site compares.
+    """
 
     inputs: dict[str, str]
     output: str
     deadline_s: PositiveFloat  # from the moment a compute slot is granted
+    seen_head: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Numbers:
-    """The closed list of figures that a reply may carry. ``records`` only when the release has no privacy terms."""
+    """The closed list of figures that a reply may carry. ``records`` only when the release has no privacy terms.
+
+    ``ledger_head``, ``charges``, ``mu_squared``: end, length and exact-to-a-float sum of the site's own ledger, all of it public.
+    """
 
     kit: Annotated[str, Field(max_length=40)] = ""
     python: Annotated[str, Field(max_length=40)] = ""
@@ -144,6 +160,8 @@ class Numbers:
     seconds_release: Seconds = 0.0
     ledger_head: Annotated[str, Field(max_length=64)] = ""
     records: Count | None = None
+    charges: Count | None = None
+    mu_squared: Annotated[float, Field(ge=0)] | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -21,6 +21,7 @@ from pathlib import Path
 from cafe_kit.errors import CafeError
 from cafe_kit.failpoints import failpoint
 from cafe_kit.inputs import hash_file
+from cafe_kit.links import is_link, upload
 from cafe_kit.orders import Blob, Numbers, Order, Reply, parse
 from cafe_kit.release import seal_file, sync_folder
 
@@ -142,11 +143,18 @@ class Outbox:
         return sealed
 
     def publish(self, sealed: Sealed, output: str) -> None:
-        """Copy the body to where the order's transport wants it, whole or not at all; as often as asked.
+        """Bring the body to where the order's transport wants it, whole or not at all; as often as asked. "": nowhere yet.
 
         Raises:
-            CafeError: CAFE-131.
+            CafeError: CAFE-131; what ``links.upload`` raises.
         """
+        if not output:
+            return
+        if is_link(output):
+            failpoint("site.before_publish")
+            upload(sealed.body, output)
+            failpoint("site.after_publish")
+            return
         target = Path(output)
         beside = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex}.part")
         try:

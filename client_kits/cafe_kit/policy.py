@@ -22,7 +22,7 @@ PAUSED = "paused"  # a file of this name in the site's folder
 TEMPLATE = """\
 # What this site allows. You own this file: no server can change it. It is read anew for every order.
 
-# Which orders are answered: "hello" (versions), "vote" (stage 1), "train" (stage 2).
+# Which orders are answered: "hello" (versions; also takes in the finished adapter), "vote" (stage 1), "train" (stage 2).
 kinds = ["hello", "vote", "train"]
 
 # The most that all answers together, over all runs, may spend: epsilon at this delta, computed by the site from its own
@@ -68,9 +68,10 @@ class Policy(BaseModel):
             CafeError: CAFE-310 kind, CAFE-311 no noise, CAFE-312 too little noise, CAFE-313 budget, CAFE-314 rounds.
         """
         ask_admin = "The site's admin decides in policy.toml."
-        if order.kind not in self.kinds:
+        touches_records = order.kind not in ("hello", "result")
+        if (order.kind if touches_records else "hello") not in self.kinds:
             raise CafeError("CAFE-310", f"This site does not answer orders of the kind '{order.kind}'.", ask_admin)
-        if order.kind == "hello":
+        if not touches_records:
             return
         if order.privacy.mechanism == "none" and not self.allow_without_noise:
             raise CafeError("CAFE-311", "This site gives nothing out without noise.", "Start a private run, or ask the site's admin.")

@@ -11,6 +11,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -24,6 +25,7 @@ from cafe_kit.engine import Engine
 from cafe_kit.errors import CafeError
 from cafe_kit.failpoints import failpoint
 from cafe_kit.ledger import SiteLedger, Spent
+from cafe_kit.links import is_link
 from cafe_kit.orders import PROTOCOL, Numbers, Order, Reply, Transport, VoteParams, order_hash, sign, verify
 from cafe_kit.outbox import Draft, Outbox, Sealed
 from cafe_kit.policy import check_not_paused, load_policy
@@ -68,6 +70,7 @@ class Seat:
                 "Restore the newest copy of the ledger folder; until then this site answers nothing.",
             )
         self._source = config.source()
+        self._shelf = [Path(folder) for folder in config.shelf]
         self._server = Ed25519PublicKey.from_public_bytes(bytes.fromhex(config.server.verify_key))
         self._seal_to = X25519PublicKey.from_public_bytes(bytes.fromhex(config.server.seal_key))
         self._read: tuple[tuple[str, Task], list[Record]] | None = None
@@ -101,7 +104,7 @@ class Seat:
             return sealed.reply, sealed.signature
         self._check_policy(order, self._ledger.after(order, work.hash))
         self._load(work)
-        if order.kind == "hello":
+        if order.kind in ("hello", "result"):  # a result's folder was checked and is kept on the shelf
             return self._signed(Reply(work.hash, self.site, "ok", numbers=self._figures(work)))
         failpoint("site.before_work")
         return work
@@ -135,7 +138,7 @@ class Seat:
             raise CafeError("CAFE-104", "The order is for another site.", "Check which site this kit was made for.")
         if set(order.inputs) != INPUTS[order.kind] or set(transport.inputs) != INPUTS[order.kind]:
             raise CafeError("CAFE-105", f"These are not the inputs of a {order.kind} order.", "Kit and server must be of one version.")
-        if order.kind != "hello" and not self._may_write(transport.output):
+        if order.kind not in ("hello", "result") and not self._may_write(transport.output):
             raise CafeError(
                 "CAFE-131",
                 "The answer may not be put there: it is no absolute path, or the site's own folder or data.",
@@ -148,6 +151,8 @@ class Seat:
         load_policy(self._home.folder / "policy.toml").check(order, spent)
 
     def _may_write(self, output: str) -> bool:
+        if not output or is_link(output):
+            return True
         if "\0" in output or not Path(output).is_absolute():
             return False
         place = Path(output).resolve()
@@ -164,7 +169,9 @@ class Seat:
 
     def _load(self, work: Work) -> None:
         """Records and inputs, everything checked, before any work."""
-        work.given = load_inputs(work.order, work.transport)
+        work.given = load_inputs(work.order, work.transport, self._shelf)
+        if work.order.kind == "result":
+            return
         work.records = self._own_records(work.order.task)
         load_policy(self._home.folder / "policy.toml").check_rows(len(work.records))
         told = work.order.kind != "hello" and work.order.privacy.mechanism == "none"
@@ -201,7 +208,10 @@ class Seat:
         return self._outbox.put_reply(*self._signed(Reply(work.hash, self.site, "ok", {"body": draft.blob}, draft.numbers)))
 
     def _figures(self, work: Work) -> Numbers:
-        return replace(work.numbers, kit=KIT_VERSION, python=platform.python_version(), ledger_head=self._ledger.head)
+        charges = self._ledger.charges
+        spent = float(sum((charge.cost for charge in charges), Fraction(0)))
+        figures = replace(work.numbers, kit=KIT_VERSION, python=platform.python_version(), ledger_head=self._ledger.head)
+        return replace(figures, charges=len(charges), mu_squared=spent)
 
     def _signed(self, reply: Reply) -> Answer:
         return reply, sign(reply, self._home.key)

@@ -43,6 +43,7 @@ class SeatConfig(BaseModel):
     home: str
     data: DataConfig
     server: ServerKeys
+    shelf: list[str] = []  # folders that hold models; what has to be fetched is kept in the last one
 
     def source(self) -> DataSource:
         return DataSource(path=Path(self.data.path), format=self.data.format, columns=dict(self.data.columns))

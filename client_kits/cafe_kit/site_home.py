@@ -13,7 +13,10 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from cafe_kit.errors import CafeError
 from cafe_kit.release import sync_folder
@@ -51,6 +54,12 @@ class SiteHome:
     def verify_key(self) -> str:
         """The public half of the site's key, raw hexadecimal: what the server knows the site by."""
         return self.key.public_key().public_bytes_raw().hex()
+
+    @property
+    def seal_key(self) -> X25519PrivateKey:
+        """What is meant for this site alone is sealed to its public half; made from the site's key, so that there is one secret."""
+        seed = HKDF(hashes.SHA256(), 32, salt=None, info=b"cafe-kit seal key").derive(self.key.private_bytes_raw())
+        return X25519PrivateKey.from_private_bytes(seed)
 
     def _own_key(self) -> Ed25519PrivateKey:
         path = self.folder / "site.key"

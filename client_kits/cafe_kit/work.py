@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,12 @@ from cafe_kit.errors import CafeError
 from cafe_kit.orders import MAX_BYTES, Blob, Numbers, Order, Transport, order_hash, parse
 from cafe_kit.task import Record
 
-INPUTS: dict[str, set[str]] = {"hello": set(), "vote": {"embedder", "candidates"}, "train": {"base_model", "adapter"}}
+INPUTS: dict[str, set[str]] = {
+    "hello": set(),
+    "vote": {"embedder", "candidates"},
+    "train": {"base_model", "adapter"},
+    "result": {"adapter_folder"},
+}
 try:
     KIT_VERSION = version("cafe-kit")
 except PackageNotFoundError:  # run from its folder
@@ -64,13 +70,15 @@ def name_of(order_json: Any) -> str:
         return 64 * "0"
 
 
-def load_inputs(order: Order, transport: Transport) -> dict[str, Any]:
+def load_inputs(order: Order, transport: Transport, shelf: Sequence[Path] = ()) -> dict[str, Any]:
     """Everything that the order refers to, checked by hash and size: folders of models, the adapter's tensors, the candidates.
+
+    ``shelf``: folders of this machine that hold models, looked through first; what has to be fetched is kept in the last one.
 
     Raises:
         CafeError: CAFE-106 (not there), CAFE-107 (not what the order names), CAFE-111 and CAFE-112 (candidates).
     """
-    return {name: _LOADERS[name](name, transport.inputs[name], blob) for name, blob in order.inputs.items()}
+    return {name: _LOADERS[name](name, transport.inputs[name], blob, shelf) for name, blob in order.inputs.items()}
 
 
 def check_finite(result: Mapping[str, np.ndarray]) -> None:
@@ -80,7 +88,7 @@ def check_finite(result: Mapping[str, np.ndarray]) -> None:
             raise CafeError("CAFE-403", f"Training diverged: '{name}' is not finite any more.", "Lower learning_rate, or add warmup_steps.")
 
 
-def _adapter(name: str, where: str, blob: Blob) -> dict[str, np.ndarray]:
+def _adapter(name: str, where: str, blob: Blob, _: Sequence[Path]) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -90,15 +98,16 @@ def _adapter(name: str, where: str, blob: Blob) -> dict[str, np.ndarray]:
         raise CafeError("CAFE-107", "The adapter is not a safetensors file.", "Ask the operator to send the order again.") from None
 
 
-def _candidates(name: str, where: str, blob: Blob) -> Any:
+def _candidates(name: str, where: str, blob: Blob, _: Sequence[Path]) -> Any:
     from cafe_kit.vote import candidates_from_bytes
 
     return candidates_from_bytes(inputs.fetch(name, where, blob))
 
 
-_LOADERS: dict[str, Callable[[str, str, Blob], Any]] = {
+_LOADERS: dict[str, Callable[[str, str, Blob, Sequence[Path]], Any]] = {
     "base_model": inputs.fetch_folder,
     "embedder": inputs.fetch_folder,
     "adapter": _adapter,
+    "adapter_folder": inputs.fetch_folder,
     "candidates": _candidates,
 }
