@@ -148,7 +148,7 @@ def approve(serial: str, said: str, by: str = "") -> Path:
     """Let the site in, if ``said`` are the words that it sees; returns the file of the answer. Doing it twice gives the same file.
 
     Raises:
-        CafeError: CAFE-144 for other words, and nothing is decided.
+        CafeError: CAFE-144 for other words, and nothing is decided; 602 when a site of this machine has its name.
         StoreError: CAFE-142, 143, 146, 147, 149.
     """
     found = waiting(serial)
@@ -158,7 +158,9 @@ def approve(serial: str, said: str, by: str = "") -> Path:
             f"These are not the words of {found.kit.site!r}; nothing was approved.",
             "Ask again on the telephone. If the site really sees other words, somebody stands between you: refuse it.",
         )
-    return _answer(store().approve(serial, found.kit.site_key, by, _now()))
+    kit = store().approve(serial, found.kit.site_key, by, _now())
+    federations.add_joined_site(kit.federation, kit.site, kit.kind)
+    return _answer(kit)
 
 
 def refuse(serial: str, reason: str, by: str = "") -> Path:
@@ -170,6 +172,8 @@ def revoke(serial: str, reason: str = "", by: str = "") -> Path | None:
     """Take a kit back. A site that waits for an answer gets one, and its file is returned. Raises StoreError CAFE-146, 147."""
     waits = store().kit(serial).state == "requested"
     kit = store().revoke(serial, by, reason or "The operator took the kit back.", _now())
+    if kit.request is not None:
+        federations.remove_joined_site(kit.federation, kit.site)
     return _answer(kit) if waits else None
 
 

@@ -6,10 +6,12 @@ same that ``cafe run`` reads; nothing else about a federation is kept. Reads a s
 
 from __future__ import annotations
 
+import fcntl
 import io
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,18 +167,41 @@ def put_file(name: str, role: str, filename: str, content: bytes) -> Federation:
 
 def add_site(name: str, site: Mapping[str, Any]) -> Federation:
     """One more site of this machine. Raises CafeError CAFE-602 for a name that cannot be used or is taken."""
-    federation = get(name)
-    sites = list(federation.data.get("sites") or [])
-    if any(str(one.get("name", "")).lower() == str(site["name"]).lower() for one in sites):
-        raise CafeError("CAFE-602", f"There is a site {site['name']!r} already.", "Take another name, or remove that site first.")
-    _site(site, federation.folder)
-    return save(name, {**federation.data, "sites": [*sites, dict(site)]})
+    with _alone(name):
+        federation = get(name)
+        sites = list(federation.data.get("sites") or [])
+        if any(str(one.get("name", "")).lower() == str(site["name"]).lower() for one in sites):
+            raise CafeError("CAFE-602", f"There is a site {site['name']!r} already.", "Take another name, or remove that site first.")
+        _site(site, federation.folder)
+        return save(name, {**federation.data, "sites": [*sites, dict(site)]})
+
+
+def add_joined_site(name: str, site: str, kind: str) -> Federation:
+    """A site of another machine takes part from now on; its data stays there, so its row has none. Twice is once.
+
+    Raises CafeError CAFE-602 when a site of this machine has the name.
+    """
+    with _alone(name):
+        federation = get(name)
+        sites = list(federation.data.get("sites") or [])
+        if any(str(one.get("name", "")).lower() == site.lower() and one.get("data") for one in sites):
+            raise CafeError("CAFE-602", f"A site of this machine is called {site!r} already.", "Remove that one first, then approve again.")
+        row = {"name": site, "kind": kind}
+        others = [one for one in sites if str(one.get("name", "")).lower() != site.lower()]
+        return federation if row in sites else save(name, {**federation.data, "sites": [*others, row]})
+
+
+def remove_joined_site(name: str, site: str) -> None:
+    """A site of another machine takes part no longer. A site of this machine with this name stays."""
+    if any(one.get("name") == site and not one.get("data") for one in get(name).data.get("sites") or []):
+        remove_site(name, site)
 
 
 def remove_site(name: str, site: str) -> Federation:
     """Take a site out of the settings. Its data file and its own ledger stay."""
-    federation = get(name)
-    return save(name, {**federation.data, "sites": [one for one in federation.data.get("sites") or [] if one.get("name") != site]})
+    with _alone(name):
+        federation = get(name)
+        return save(name, {**federation.data, "sites": [one for one in federation.data.get("sites") or [] if one.get("name") != site]})
 
 
 def check_site(federation: Federation, site: Mapping[str, Any]) -> SiteCheck:
@@ -277,6 +302,15 @@ def _site(site: Mapping[str, Any], folder: Path) -> SiteSettings:
     task = {"kind": "classification", "description": "probe", "labels": ["a", "b"]}
     probe = build({"name": "probe", "task": task, "sites": [dict(site)], "test": str(folder / FILE), "privacy": "off"}, folder)
     return probe.sites[0]
+
+
+@contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """Of two who change a federation's sites at once, one waits: no row is lost. Raises CafeError CAFE-607."""
+    folder = get(name).folder
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _folder(name: str) -> Path:
