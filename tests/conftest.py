@@ -12,6 +12,7 @@ import pytest
 from cafe_kit.errors import CafeError
 
 from pipeline.models import ModelFolder, base_model, embedder
+from tests.seaweedfs import S3Server, serve
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -54,6 +55,13 @@ def home_with_models(real_models: RealModels, cafe_home: Path) -> Path:
     """An empty home folder whose shelf of models is the machine's own, so that names work and nothing is fetched again."""
     (cafe_home / "models").symlink_to(real_models.base.path.parent)
     return cafe_home
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server on loopback, one for the session; tests that use it are marked ``system``."""
+    with serve(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
