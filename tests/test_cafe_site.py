@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import json
 import os
 import pty
@@ -13,38 +12,27 @@ import subprocess
 import sys
 import time
 import tomllib
-import zipfile
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
-import tokenizers
-from cafe_kit import cli, doctor, enrolment, limits, questions, site_folder, ssh_signature
-from cafe_kit.enrolment import Approval, KitInfo, Limits, Server
+from cafe_kit import doctor, enrolment, limits, questions, site_folder, ssh_signature
 from cafe_kit.errors import CafeError
 from cafe_kit.ledger import Spent
 from cafe_kit.orders import Order
 from cafe_kit.policy import TEMPLATE, Policy, load_policy
-from cafe_kit.seat import Seat
 from cafe_kit.seat_config import SeatConfig
 from cafe_kit.site_folder import to_toml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client_kits import builder
-from tests.fakes import BY_SERVER, BY_SITE, NO_NOISE, TASK, VOTE, TinyEngine, TinyServer
-from tests.test_embed import TABLE, WORDS, graph
-
-MARK = "XMARKX"  # stands in every private text, and in the folder of the data
-CODE, SERIAL = "ABCD-EFGH-JKMN-PQRS", "00112233445566778899aabbccddeeff"
-DAY = 86_400.0
-
+from tests.fakes import BY_SERVER, BY_SITE, NO_NOISE, TASK, VOTE, TinyEngine
+from tests.site_place import CODE, DAY, MARK, SERIAL, Place, make_place
 
 _code_key = functools.cache(enrolment._code_key)
 
@@ -55,137 +43,12 @@ def _the_code_is_stretched_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(enrolment, "_code_key", _code_key)
 
 
-def tiny_embedder(folder: Path) -> Path:
-    """A real graph of two dimensions, which onnxruntime runs."""
-    folder.mkdir()
-    onnx.save(graph(TABLE), str(folder / "model.onnx"))
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(WORDS, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "embedder.json").write_text(json.dumps({"dim": 2, "max_tokens": 4}))
-    return folder
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command ended and what it said."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@dataclass
-class Place:
-    """A server with an exchange folder, and a site with its kit, its data and its home."""
-
-    folder: Path
-    server: TinyServer
-    kit: Path
-    info: KitInfo
-    home: Path
-    exchange: Path
-
-    @property
-    def data(self) -> Path:
-        return self.folder / f"{MARK} Ordner" / "notes.csv"
-
-    def answers(self, **changes: Any) -> Path:
-        tree: dict[str, Any] = {
-            "data": {"path": str(self.data), "columns": {"text": "message", "label": "department"}},
-            "limits": {"max_epsilon": 4.0, "max_epsilon_per_run": 3.0, "share_rows": "rounded", "allow_without_noise": True},
-            "consent": {"name": "Dr. Ärmel", "role": "head of IT", "reference": "IRB-7", "agreed": True},
-        }
-        for name, value in changes.items():
-            table, _, field = name.partition("__")
-            tree[table][field] = value
-        path = self.folder / "answers.toml"
-        path.write_text(to_toml(tree), encoding="utf-8")
-        return path
-
-    def environment(self, code: str | None = CODE) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("CAFE_")}
-        own = {"CAFE_SITE_HOME": str(self.home), "CAFE_KIT_FOLDER": str(self.kit), "OMP_NUM_THREADS": "1", "HOME": str(self.folder)}
-        return kept | own | ({"CAFE_JOIN_CODE": code} if code else {})
-
-    def really(self, *words: str, code: str | None = CODE, typed: str = "") -> Done:
-        """The command in a process of its own."""
-        command = [sys.executable, "-m", "cafe_kit.cli", *words]
-        done = subprocess.run(
-            command, env=self.environment(code), cwd=self.folder, input=typed, capture_output=True, text=True, timeout=120, check=False
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
-
-    def run(self, *words: str, code: str | None = CODE, typed: str = "") -> Done:
-        """The same in this process, which is faster."""
-        out, err, umask = io.StringIO(), io.StringIO(), os.umask(0o022)
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-            patch.setattr("os.environ", self.environment(code))
-            patch.setattr("sys.stdin", io.StringIO(typed))
-            patch.chdir(self.folder)
-            try:
-                status = cli.main(list(words))
-            except SystemExit as end:
-                status = int(str(end.code))
-            finally:
-                os.umask(umask)
-        return Done(status, out.getvalue(), err.getvalue())
-
-    def json(self, *words: str, status: int = 0, **how: Any) -> Any:
-        done = self.run(*words, "--format", "json", **how)
-        assert done.returncode == status, done.stdout + done.stderr
-        return json.loads(done.stdout)
-
-    def join(self, *more: str, wait: str = "0", **how: Any) -> Done:
-        return self.run("join", "--answers", str(self.answers()), "--yes", "--wait", wait, *more, **how)
-
-    def approve(self, key: Ed25519PrivateKey | None = None, **changes: Any) -> Path:
-        """What the operator does: read, check the proof, answer."""
-        request = enrolment.read_request((self.exchange / enrolment.request_name(self.info.serial)).read_bytes())
-        enrolment.check_request(request, enrolment.proof_key(CODE, self.info.serial))
-        answer = Approval(request.federation, request.serial, request.site, request.site_key, True, time.time())
-        path = self.exchange / enrolment.answer_name(self.info.serial)
-        path.write_bytes(enrolment.sign_approval(replace(answer, **changes), key or self.server.signing))
-        return path
-
-    def seat(self) -> Seat:
-        return Seat(site_folder.joined(self.home).seat_config(self.home))
-
-
 Make = Callable[..., Place]
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    def make(**changes: Any) -> Place:
-        folder = tmp_path / "Klinik für Übungen"
-        folder.mkdir()
-        (folder / "server").mkdir()
-        server = TinyServer(folder / "server")
-        exchange = folder / "austausch"
-        exchange.mkdir()
-        keys = Server(server.signing.public_key().public_bytes_raw().hex(), server.sealing.public_key().public_bytes_raw().hex())
-        serial, now = SERIAL, time.time()
-        plain: dict[str, Any] = {
-            "federation": "clinic", "site": "north", "kind": "cpu", "serial": serial, "issued": now, "expires": now + 7 * DAY,
-            "server": keys, "task": TASK, "sealed": enrolment.seal_address({"exchange": str(exchange)}, CODE, serial),
-            "limits": Limits(max_epsilon=8.0),
-        }  # fmt: skip
-        info = KitInfo(**plain | changes)
-        archive = builder.build(
-            info,
-            folder / "kit.zip",
-            sign=lambda sums: ssh_signature.sign(sums, server.signing),
-            embedder=tiny_embedder(folder / "embedder") if info.kind == "cpu" else None,
-        )
-        zipfile.ZipFile(archive).extractall(folder / "mein kit")
-        place = Place(folder, server, folder / "mein kit" / builder.folder_name(info), info, folder / "site höme", exchange)
-        place.data.parent.mkdir()
-        rows = [f'"{MARK} message {n}, call 0171 555{n:04}",{TASK.labels[n % 2]},{MARK}' for n in range(34)] + [f",card,{MARK}"]
-        place.data.write_text("message,department,note\n" + "\n".join(rows) + "\n", encoding="utf-8")
-        return place
-
-    return make
+    return partial(make_place, tmp_path)
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cafe_kit import doctor, explain, joining, kit_folder, leaving, limits, questions, site_folder
+from cafe_kit import answering, doctor, explain, host, joining, kit_folder, leaving, limits, questions, site_folder
+from cafe_kit.engine import from_environment
 from cafe_kit.enrolment import Approval
 from cafe_kit.errors import CafeError
 from cafe_kit.policy import load_policy
@@ -67,7 +68,7 @@ def _join(options: argparse.Namespace, out: Output) -> int:
         if approval is None:
             out.end({"state": "waiting", **about, "request": str(home / joining.REQUEST)})
             return TIMEOUT
-        joining.check_let_in(approval)
+        site_folder.check_let_in(approval)
     out.end({"state": "joined", **about, "expires": approval.expires}, f"\n✅ {settings.site} has joined {settings.federation}.")
     return OK
 
@@ -233,6 +234,22 @@ def _leave(options: argparse.Namespace, out: Output) -> int:
     return OK
 
 
+def _answer(options: argparse.Namespace, out: Output) -> int:
+    """For the endpoint: what it hands in is answered, whatever it is; the exit code says only that an answer was written."""
+    wire = host.claim_stdout()
+    host.leave_nothing_behind()
+    data = sys.stdin.buffer.read(answering.MAX_MESSAGE + 1)
+    try:
+        message = answering.read_message(data)
+        home, settings = _site(options)
+        told = answering.answer(home, settings, message, from_environment(), lambda *_: None)
+    except Exception as error:
+        told = answering.problem(error)
+    wire.write(json.dumps(told, ensure_ascii=True, allow_nan=False).encode() + b"\n")
+    wire.flush()
+    return OK
+
+
 def _site(options: argparse.Namespace) -> tuple[Path, site_folder.SiteSettings]:
     """The site's folder, found by the kit where there is one, and its settings. The kit's files need not be whole for that."""
     try:
@@ -272,6 +289,7 @@ def _parser() -> argparse.ArgumentParser:
     outbox.add_argument("show", nargs="*", action=_Show, metavar="show N", help="one answer in full")
     bounds = verb("limits", _limits, "The site's limits; lowered freely, raised only by typing it here.")
     bounds.add_argument("set", nargs="*", action=_Set, metavar="set NAME=VALUE", help="change limits")
+    verb("answer", _answer, "Answer one order, from standard input to standard output; what a Globus Compute endpoint calls.")
     verb("pause", _pause, "Refuse every order from now on.").set_defaults(pause=True)
     verb("resume", _pause, "Answer orders again.").set_defaults(pause=False)
     verb("leave", _leave, "Leave the federation; the ledger stays unless you say otherwise.").add_argument("--yes", action="store_true")

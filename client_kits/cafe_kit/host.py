@@ -11,7 +11,6 @@ does: everything that counts is durable before it is told.
 from __future__ import annotations
 
 import ctypes
-import importlib
 import json
 import os
 import queue
@@ -24,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from cafe_kit.engine import Engine, RealEngine
+from cafe_kit.engine import Engine, from_environment
 from cafe_kit.errors import CafeError
 from cafe_kit.seat import Request, Seat, answer_many
 from cafe_kit.seat_config import load_host_config
@@ -84,7 +83,7 @@ def _read_lines(source: BinaryIO, lines: queue.Queue[bytes]) -> None:
     os._exit(0)
 
 
-def _claim_stdout() -> BinaryIO:
+def claim_stdout() -> BinaryIO:
     """Keep standard output for the protocol and let everything else that is printed go to standard error."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -92,7 +91,7 @@ def _claim_stdout() -> BinaryIO:
     return out
 
 
-def _leave_nothing_behind() -> None:
+def leave_nothing_behind() -> None:
     """No core dumps, files for this user only, and no life after the process that started this one."""
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -105,25 +104,15 @@ def _leave_nothing_behind() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1, 0, 0, 0)
 
 
-def _engine(threads: int) -> Engine:
-    """The kit's own, or the one that the launching environment names (tests): never one that an order names."""
-    named = os.environ.get("CAFE_KIT_ENGINE")
-    if not named:
-        return RealEngine(threads)
-    module, _, name = named.partition(":")
-    engine: Engine = getattr(importlib.import_module(module), name)()
-    return engine
-
-
 def main(arguments: list[str]) -> NoReturn:
     """Serve the seats of a configuration file until the input ends; exit status 2 when it cannot start."""
-    out = _claim_stdout()
-    _leave_nothing_behind()
+    out = claim_stdout()
+    leave_nothing_behind()
     lines: queue.Queue[bytes] = queue.Queue()
     threading.Thread(target=_read_lines, args=(sys.stdin.buffer, lines), daemon=True).start()
     try:
         config = load_host_config(json.loads(Path(arguments[0]).read_bytes()))
-        host = Host([Seat(seat) for seat in config.seats], _engine(config.threads), out)
+        host = Host([Seat(seat) for seat in config.seats], from_environment(config.threads), out)
     except CafeError as error:
         _cannot_start(out, error)
     except (OSError, ValueError, IndexError):

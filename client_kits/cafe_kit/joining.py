@@ -20,10 +20,9 @@ from cafe_kit.errors import CafeError
 from cafe_kit.kit_folder import Kit
 from cafe_kit.policy import TEMPLATE, load_policy
 from cafe_kit.questions import Answers
-from cafe_kit.records import clean
 from cafe_kit.release import seal_file
 from cafe_kit.seat_config import ServerKeys
-from cafe_kit.site_folder import SiteSettings
+from cafe_kit.site_folder import SiteSettings, one_line
 from cafe_kit.site_home import SiteHome
 
 POLL_S = 2.0
@@ -93,6 +92,7 @@ def _apply(kit: Kit, home: Path, talk: Talk, code: str, exchange: str, answers: 
         site_key=site.verify_key,
         share_rows=answers.limits.share_rows,
         exchange=exchange,
+        kit=str(kit.folder),
         data=answers.data,
         server=ServerKeys(verify_key=info.server.verify_key, seal_key=info.server.seal_key),
         consent=answers.consent,
@@ -126,16 +126,15 @@ def _request(settings: SiteSettings, home: Path, site: SiteHome, code_key: bytes
         made=float(int(time.time())),
         host=machine.host(),
         limits=limits.told(load_policy(home / "policy.toml")),
-        consent=documents.Consent(name=_line(consent.name), role=_line(consent.role), reference=_line(consent.reference)),
+        consent=documents.Consent(
+            name=one_line(consent.name),
+            role=one_line(consent.role),
+            reference=one_line(consent.reference),
+        ),
         seal_key=site.seal_key.public_key().public_bytes_raw().hex(),
         records=_shared_rows(settings),
     )
     return documents.sign_request(documents.prove(request, code_key), site.key)
-
-
-def _line(text: str) -> str:
-    """Text from a person, as one harmless line."""
-    return " ".join(clean(text).split())
 
 
 def _shared_rows(settings: SiteSettings) -> int | None:
@@ -185,15 +184,6 @@ def receive(home: Path, settings: SiteSettings, given: Path | None) -> Approval 
     seal_file(home / ANSWER, data)
     SiteHome(home).log("joined" if approval.approved else "not let in")
     return approval
-
-
-def check_let_in(approval: Approval) -> None:
-    """Raises CAFE-154, with the operator's reason, where the answer is no."""
-    if not approval.approved:
-        reason = f" Reason: {_line(approval.reason)}" if approval.reason else ""
-        raise CafeError(
-            "CAFE-154", f"The operator has not let this site in.{reason}", "Ask him; a new kit is joined after: cafe-site leave"
-        )
 
 
 def _found(settings: SiteSettings, given: Path | None) -> bytes:

@@ -122,13 +122,19 @@ def check_not_paused(home: Path) -> None:
 
 
 def load_policy(path: Path) -> Policy:
-    """Read ``policy.toml``; write it with defaults and comments if it is not there.
+    """Read ``policy.toml``; write it with defaults and comments if it is not there and nobody has joined with other limits.
 
     Raises:
-        CafeError: CAFE-316, naming the line or the setting.
+        CafeError: CAFE-316, naming the line or the setting; CAFE-116 when the policy of a site that has joined was removed.
     """
     try:
         if not path.exists():
+            if (path.parent / "site.toml").exists():
+                raise CafeError(
+                    "CAFE-116",
+                    "The site's policy.toml is gone; without the limits that were consented to, nothing is answered.",
+                    "Put it back, or write these limits anew: cafe-site limits restore",
+                )
             path.write_text(TEMPLATE, encoding="utf-8")
         return Policy.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
@@ -136,10 +142,10 @@ def load_policy(path: Path) -> Policy:
         raise CafeError(
             "CAFE-316",
             f"policy.toml: the setting '{where}' is unknown or not allowed so.",
-            "Correct it, or remove the file to get the defaults.",
+            "Correct it, or take it away and run: cafe-site limits restore",
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-        raise CafeError("CAFE-316", "policy.toml is not TOML.", "Correct it, or remove the file to get the defaults.") from None
+        raise CafeError("CAFE-316", "policy.toml is not TOML.", "Correct it, or take it away and run: cafe-site limits restore") from None
     except OSError as error:
         raise CafeError(
             "CAFE-316", f"policy.toml cannot be read or written ({error.strerror}).", "Check the rights of the site's folder."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cafe_kit.enrolment import Approval, KitInfo, Serial, check_approval
 from cafe_kit.errors import CafeError
 from cafe_kit.orders import Hash, Name
-from cafe_kit.records import DataSource
+from cafe_kit.records import DataSource, clean
 from cafe_kit.release import seal_file
 from cafe_kit.seat_config import DataConfig, SeatConfig, ServerKeys
 from cafe_kit.site_home import SiteHome
@@ -49,6 +50,7 @@ class SiteSettings(BaseModel):
     site_key: Hash
     share_rows: ShareRows = "no"
     exchange: str = ""  # the folder that both sides reach; "" where files are handed over
+    kit: str = ""  # where the kit was unzipped when the site last joined or started
     data: DataConfig
     server: ServerKeys
     consent: Consent
@@ -58,8 +60,9 @@ class SiteSettings(BaseModel):
         return DataSource(path=Path(self.data.path), format=self.data.format, columns=dict(self.data.columns))
 
     def seat_config(self, home: Path) -> SeatConfig:
-        """What a host process is started with for this site."""
-        return SeatConfig(site=self.site, kind=self.kind, home=str(home), data=self.data, server=self.server)
+        """What a seat is started with for this site: the kit's models are on its shelf, and what was fetched before."""
+        shelf = ([str(Path(self.kit) / "models")] if self.kit else []) + [str(home / "models")]
+        return SeatConfig(site=self.site, kind=self.kind, home=str(home), data=self.data, server=self.server, shelf=shelf)
 
 
 def site_home(kit: KitInfo | None) -> Path:
@@ -130,6 +133,40 @@ def answer(home: Path, settings: SiteSettings) -> Approval | None:
     if not path.is_file():
         return None
     return check_approval(path.read_bytes(), settings.server.verify_key, settings.serial, settings.site_key)
+
+
+def check_let_in(approval: Approval) -> None:
+    """Whether the operator lets this site take part, and still does.
+
+    Raises:
+        CafeError: CAFE-154, with his reason, where the answer is no; CAFE-115 when it was yes for a time that is over.
+    """
+    if not approval.approved:
+        reason = f" Reason: {one_line(approval.reason)}" if approval.reason else ""
+        raise CafeError(
+            "CAFE-154", f"The operator has not let this site in.{reason}", "Ask him; a new kit is joined after: cafe-site leave"
+        )
+    if approval.expires is not None and time.time() > approval.expires:
+        day = time.strftime("%d %B %Y", time.gmtime(approval.expires))
+        raise CafeError("CAFE-115", f"The operator let this site in until {day}.", "Ask him for a new kit, or check this machine's clock.")
+
+
+def let_in(home: Path, settings: SiteSettings) -> Approval:
+    """The operator's yes, which every start and every answer needs.
+
+    Raises:
+        CafeError: CAFE-155 while there is no answer; as ``check_let_in``; as ``check_approval``.
+    """
+    approval = answer(home, settings)
+    if approval is None:
+        raise CafeError("CAFE-155", "The operator has not let this site in yet.", "Run cafe-site join again: it continues.")
+    check_let_in(approval)
+    return approval
+
+
+def one_line(text: str) -> str:
+    """Text from a person, as one harmless line."""
+    return " ".join(clean(text).split())
 
 
 def to_toml(tree: dict[str, Any], above: str = "") -> str:
