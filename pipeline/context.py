@@ -22,7 +22,7 @@ from pipeline.models import ModelFolder
 from pipeline.plan import Plan
 from pipeline.privacy import PrivacyDoor
 from pipeline.settings import RunSettings
-from pipeline.sites import LocalSites
+from pipeline.sites import Sites
 from server_store.blobs import Blobs
 from server_store.rows import Metric, Step
 from server_store.store import Store
@@ -85,7 +85,7 @@ class RunContext:
     blobs: Blobs
     door: PrivacyDoor
     keys: ServerKeys
-    sites: LocalSites
+    sites: Sites
     models: Models
     base_model: ModelFolder
     embedder: ModelFolder | None

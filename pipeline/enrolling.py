@@ -21,10 +21,11 @@ from cafe_kit.orders import MAX_BYTES
 from pydantic import TypeAdapter, ValidationError
 
 from client_kits import builder
-from pipeline import federations, models
+from pipeline import connecting, federations, models
 from pipeline.federations import Federation
 from pipeline.home import home
 from pipeline.keys import server_keys
+from pipeline.messengers import write_for_both
 from server_store.blobs import write_whole
 from server_store.errors import StoreError
 from server_store.site_kits import SiteKit, SiteKits
@@ -71,22 +72,29 @@ def issue(
     kind: Kind,
     *,
     exchange: Path | None = None,
+    via: connecting.Via | None = None,
     wheels: bool = False,
     to: Path | None = None,
     days: float = DAYS,
 ) -> Issued:
     """Make a kit for one site of a federation. ``to``: a folder, or the zip's name; ``CAFE_HOME/kits/FEDERATION`` where it is left out.
 
+    ``via``: how orders will reach the site; with an ``exchange`` folder through that, unless said otherwise.
+
     Raises:
-        CafeError: CAFE-607 (no such federation), CAFE-602 (the site's name), 137 (a folder), 138 (wheels), 431 to 448 (embedder).
+        CafeError: CAFE-607 (no such federation), CAFE-602 (the site's name), 137 (a folder), 138 (wheels), 189 (the way), 431 to 448
+            (embedder).
         StoreError: CAFE-145 for a site that has a kit.
     """
     found, kits = federations.get(federation), store()
     kits.check_free(federation, site, _now())
     where = str(_checked_exchange(exchange)) if exchange else ""
+    way = connecting.planned(via, exchange, federation, site)
     embedder = models.embedder(str(found.data.get("embedder") or models.DEFAULT_EMBEDDER)) if kind == "cpu" else None
     code = enrolment.new_code()
-    info = _info(found, site, kind, code, where, days, embedder)
+    serial = secrets.token_hex(16)
+    sealed = enrolment.seal_address(connecting.address(serial, way.get("via"), where, days * 86400), code, serial)
+    info = _info(found, site, kind, serial, sealed, days, embedder)
     path = _target(to, federation, f"{builder.folder_name(info)}.zip")
     unconfirmed = path.with_name(f".{path.name}.{info.serial}")
     try:
@@ -94,6 +102,7 @@ def issue(
         sha256 = hash_file(unconfirmed)
         code_key = enrolment.proof_key(code, info.serial).hex()
         kits.issue(SiteKit(info.serial, federation, site, kind, info.issued, info.expires, "issued", code_key, where, sha256))
+        kits.connect(info.serial, way)
         unconfirmed.replace(path)
     except OSError as error:
         raise CafeError("CAFE-137", f"The kit cannot be written there ({error.strerror}).", "Name another folder, or make room.") from None
@@ -109,7 +118,12 @@ def receive(file: Path) -> Waiting:
         CafeError: CAFE-101 to 103 (the file), 137 (cannot be read), 140 (another join code), 153 (the site's clock).
         StoreError: CAFE-142, 143, 147, 149, 152.
     """
-    request = enrolment.read_request(_bytes(file))
+    return take(_bytes(file))
+
+
+def take(data: bytes) -> Waiting:
+    """As ``receive``, of the file's bytes."""
+    request = enrolment.read_request(data)
     kits, now = store(), time.time()
     kit = kits.kit(request.serial)
     if (request.federation, request.site) != (kit.federation, kit.site):
@@ -126,16 +140,19 @@ def receive(file: Path) -> Waiting:
 
 
 def received(federation: str | None = None) -> tuple[list[Waiting], list[CafeError | StoreError]]:
-    """What lies in the exchange folders for kits that wait: the requests, and what is wrong with those that cannot be taken."""
+    """What lies in the exchange folders (and the object store) for kits that wait: the requests, and what is wrong with others."""
     found: list[Waiting] = []
     wrong: list[CafeError | StoreError] = []
     for kit in listed(federation):
+        if kit.state not in ("issued", "requested"):
+            continue
         file = Path(kit.exchange) / enrolment.request_name(kit.serial)
-        if kit.exchange and kit.state in ("issued", "requested") and file.is_file():
-            try:
-                found.append(receive(file))
-            except (CafeError, StoreError) as error:
-                wrong.append(error)
+        try:
+            data = _bytes(file) if kit.exchange and file.is_file() else connecting.fetch_request(kit)
+            if data is not None:
+                found.append(take(data))
+        except (CafeError, StoreError) as error:
+            wrong.append(error)
     return found, wrong
 
 
@@ -148,7 +165,8 @@ def approve(serial: str, said: str, by: str = "") -> Path:
     """Let the site in, if ``said`` are the words that it sees; returns the file of the answer. Doing it twice gives the same file.
 
     Raises:
-        CafeError: CAFE-144 for other words, and nothing is decided; 602 when a site of this machine has its name.
+        CafeError: CAFE-144 for other words, and nothing is decided; 188 without what its connection needs; 602 when a site of this
+            machine has its name.
         StoreError: CAFE-142, 143, 146, 147, 149.
     """
     found = waiting(serial)
@@ -158,7 +176,9 @@ def approve(serial: str, said: str, by: str = "") -> Path:
             f"These are not the words of {found.kit.site!r}; nothing was approved.",
             "Ask again on the telephone. If the site really sees other words, somebody stands between you: refuse it.",
         )
-    kit = store().approve(serial, found.kit.site_key, by, _now())
+    kits = store()
+    kits.settle(serial, connecting.sealed(found.kit))
+    kit = kits.approve(serial, found.kit.site_key, by, _now())
     federations.add_joined_site(kit.federation, kit.site, kit.kind)
     return _answer(kit)
 
@@ -197,10 +217,10 @@ def find(site: str, federation: str | None = None) -> SiteKit:
 
 
 def _info(
-    federation: Federation, site: str, kind: Kind, code: str, where: str, days: float, embedder: models.ModelFolder | None
+    federation: Federation, site: str, kind: Kind, serial: str, sealed: str, days: float, embedder: models.ModelFolder | None
 ) -> KitInfo:
-    """What the kit says of itself; only here does the code meet its serial."""
-    keys, serial, now = server_keys(home()), secrets.token_hex(16), _now()
+    """What the kit says of itself; ``sealed``: what the join code opens."""
+    keys, now = server_keys(home()), _now()
     try:
         return KitInfo(
             federation=federation.name,
@@ -211,7 +231,7 @@ def _info(
             expires=now + days * 86400,
             server=Server(keys.verify_hex, keys.seal_hex),
             task=federations.public_task(federation),
-            sealed=enrolment.seal_address({"exchange": where}, code, serial),
+            sealed=sealed,
             limits=_proposed(federation, kind),
             embedder=Embedder(embedder.sha256, embedder.size) if embedder else None,
         )
@@ -238,13 +258,16 @@ def _waiting(kit: SiteKit) -> Waiting:
 def _answer(kit: SiteKit) -> Path:
     """Write what was decided, signed, for the site: the same bytes at each call."""
     decided = kit.decided or 0.0
-    reason = "" if kit.state == "approved" else kit.reason[:500]
-    approval = Approval(kit.federation, kit.serial, kit.site, kit.site_key, kit.state == "approved", decided, reason=reason)
+    yes = kit.state == "approved"
+    reason, sealed = ("", str(kit.connection.get("sealed", ""))) if yes else (kit.reason[:500], "")
+    approval = Approval(kit.federation, kit.serial, kit.site, kit.site_key, yes, decided, reason=reason, sealed=sealed)
     data = enrolment.sign_approval(approval, server_keys(home()).signing)
     path = home("kits", kit.federation) / f"{kit.site}.answer.json"
     write_whole(path, data)
     if kit.exchange:
-        write_whole(_checked_exchange(Path(kit.exchange)) / enrolment.answer_name(kit.serial), data)
+        write_for_both(_checked_exchange(Path(kit.exchange)) / enrolment.answer_name(kit.serial), data)
+    else:
+        connecting.post_answer(kit, data)
     return path
 
 

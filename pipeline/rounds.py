@@ -146,7 +146,7 @@ def _envelope(ctx: RunContext, asked: Round, site: str) -> Envelope:
     inbox = ctx.folder / "inbox"
     inbox.mkdir(exist_ok=True, mode=0o700)
     transport = Transport({name: str(path) for name, (_, path) in asked.inputs.items()}, str(inbox / order_hash(order)), asked.deadline_s)
-    return Envelope(order, sign(order, ctx.keys.signing), transport)
+    return Envelope(order, sign(order, ctx.keys.signing), transport, _most(asked))
 
 
 def _receive(ctx: RunContext, asked: Round, answer: Answer) -> _Body | None:
@@ -182,8 +182,7 @@ def _open(ctx: RunContext, asked: Round, answer: Answer) -> tuple[dict[str, np.n
     assert answer.reply is not None
     promised = answer.reply.outputs.get("body")
     path = ctx.folder / "inbox" / order_hash(answer.order)
-    limit = 2 * sum(8 * int(np.prod(shape)) for shape, _ in asked.schema.values()) + 1_000_000
-    if promised is None or promised.size > limit:
+    if promised is None or promised.size > _most(asked):
         raise CafeError("CAFE-460", "The reply names no body, or one of an impossible size.", "")
     try:
         data = path.read_bytes() if path.stat().st_size == promised.size else b""
@@ -194,6 +193,11 @@ def _open(ctx: RunContext, asked: Round, answer: Answer) -> tuple[dict[str, np.n
     if answer.order.privacy.trust == "server" or answer.order.privacy.mechanism == "none":
         data = Box.open(data, ctx.keys.sealing, order_hash(answer.order).encode())
     return body_from_bytes(data, dict(asked.schema)), promised.sha256
+
+
+def _most(asked: Round) -> int:
+    """Bytes that a body may have: twice what the numbers take, and room for names and seal."""
+    return 2 * sum(8 * int(np.prod(shape)) for shape, _ in asked.schema.values()) + 1_000_000
 
 
 def _reasons(ctx: RunContext, asked: Round) -> str:

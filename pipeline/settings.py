@@ -7,7 +7,6 @@ speed; no other setting does only that.
 
 from __future__ import annotations
 
-import difflib
 import io
 import json
 import math
@@ -20,6 +19,8 @@ from cafe_kit.task import Record, Task
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+
+from pipeline.setting_errors import in_words
 
 Epsilon = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Delta = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
@@ -62,13 +63,22 @@ class TaskSettings(_Section):
 
 
 class SiteSettings(_Section):
-    """One site of this machine."""
+    """One site: of this machine, with its data file; or of another, which joined with a kit and keeps its data file to itself."""
 
     name: SiteName = Field(description="letters, digits, dot, dash, underscore; unique")
     kind: Literal["cpu", "gpu"] = Field(description="cpu: weak, votes in stage 1; gpu: strong, trains in stage 2")
-    data: Path = Field(description="JSONL, CSV, Parquet or a Python loader file; relative to the YAML")
+    data: Path | None = Field(
+        None,
+        description="JSONL, CSV, Parquet or a Python loader file; relative to the YAML. Left out: a site that joined with a kit",
+    )
     format: Literal["jsonl", "csv", "parquet", "loader"] | None = Field(None, description="when the suffix does not tell")
     columns: dict[str, str] = Field(default_factory=dict, description="role → column name, where this site's differ")
+
+    @model_validator(mode="after")
+    def _own_data(self) -> SiteSettings:
+        if self.data is None and (self.format or self.columns):
+            raise ValueError("sites: format and columns belong to a data file; a joined site has named its own")
+        return self
 
 
 class StagePrivacy(_Section):
@@ -206,6 +216,11 @@ class RunSettings(_Section):
             raise ValueError("task.labels: a classification task needs its public label list")
         return self
 
+    @property
+    def joined(self) -> tuple[str, ...]:
+        """Names of the sites of other machines."""
+        return tuple(site.name for site in self.sites if site.data is None)
+
     def names(self, kind: str) -> tuple[str, ...]:
         """Names of the sites of one kind ("cpu" weak, "gpu" strong), in the order of the file."""
         return tuple(site.name for site in self.sites if site.kind == kind)
@@ -241,7 +256,8 @@ class RunSettings(_Section):
         return read(DataSource(self.task.examples, self.task.columns), self.public_task()) if self.task.examples else []
 
     def source(self, site: SiteSettings) -> DataSource:
-        """Where a site's own data lie, in its own columns."""
+        """Where the data of a site of this machine lie, in its own columns."""
+        assert site.data is not None, "a joined site keeps that to itself"
         return DataSource(site.data, {**self.task.columns, **site.columns}, site.format)
 
 
@@ -292,7 +308,7 @@ def build(data: dict[str, Any], folder: Path) -> RunSettings:
     try:
         settings = RunSettings.model_validate(data)
     except ValidationError as error:
-        raise _plain(error) from None
+        raise in_words(error, RunSettings) from None
     return _absolute(settings, folder.resolve())
 
 
@@ -338,49 +354,10 @@ def _absolute(settings: RunSettings, folder: Path) -> RunSettings:
     task = settings.task
     labels = there(task.labels, "task.labels") if isinstance(task.labels, Path) else task.labels
     task = task.model_copy(update={"labels": labels, "examples": there(task.examples, "task.examples")})
-    sites = tuple(site.model_copy(update={"data": (folder / site.data.expanduser()).absolute()}) for site in settings.sites)
+    sites = tuple(
+        site.model_copy(update={"data": (folder / site.data.expanduser()).absolute() if site.data else None}) for site in settings.sites
+    )
     base = folder / settings.base_model
     looks_local = settings.base_model.startswith((".", "/", "~")) or (base.is_dir() and (base / "config.json").exists())
     model = str((folder / Path(settings.base_model).expanduser()).absolute()) if looks_local else settings.base_model
     return settings.model_copy(update={"task": task, "sites": sites, "test": there(settings.test, "test"), "base_model": model})
-
-
-def _fields_at(location: tuple[Any, ...]) -> list[str]:
-    """The keys that are allowed where an unknown one was found."""
-    at: Any = RunSettings
-    for part in location:
-        if isinstance(part, int):
-            continue
-        field = at.model_fields.get(part) if hasattr(at, "model_fields") else None
-        if field is None:
-            break
-        inner = [
-            kind
-            for kind in (field.annotation, *getattr(field.annotation, "__args__", ()))
-            if isinstance(kind, type) and issubclass(kind, BaseModel)
-        ]
-        if not inner:
-            break
-        at = inner[0]
-    return list(at.model_fields)
-
-
-def _plain(error: ValidationError) -> CafeError:
-    """The first problem in words. Values are the operator's own settings, never a site's data."""
-    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a mistyped key explains a missing one
-    where = ".".join(str(part) for part in first["loc"]) or "settings"
-    if first["type"] == "extra_forbidden":
-        key = str(first["loc"][-1])
-        allowed = _fields_at(tuple(first["loc"][:-1]))
-        near = difflib.get_close_matches(key, allowed, n=1, cutoff=0.5)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Known here: {', '.join(allowed)}."
-        return CafeError("CAFE-601", f"Unknown setting {where!r}.", hint)
-    if first["type"] == "missing":
-        return CafeError("CAFE-602", f"The setting {where!r} is missing.", "Add it; docs/reference.md lists every setting.")
-    reason = first["msg"].removeprefix("Value error, ")
-    given = first.get("input")
-    shown = f" (given: {given!r})" if isinstance(given, (int, float, str, bool)) and len(str(given)) <= 80 else ""
-    named = "" if reason.startswith(("sites", "stage", "task")) else f"{where!r}: "
-    return CafeError(
-        "CAFE-602", f"A setting was refused. {named}{reason}{shown}.", "Mend it; docs/reference.md says what each setting may be."
-    )

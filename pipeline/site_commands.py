@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import enrolling
+from pipeline import delivery, enrolling
 from pipeline.enrolling import Waiting
 from pipeline.terminal import Format, plain, print_json
 from server_store.site_kits import SiteKit
@@ -31,6 +31,13 @@ class Kind(StrEnum):
     gpu = "gpu"
 
 
+class Way(StrEnum):
+    """How orders travel to a site of another machine."""
+
+    folder = "folder"
+    globus = "globus"
+
+
 Site = Annotated[str, typer.Argument(help="the site's name, or its kit's serial")]
 InFederation = Annotated[str | None, typer.Option("--federation", help="where sites of several federations have this name")]
 AsFormat = Annotated[Format, typer.Option("--format", help="text for people, json for machines")]
@@ -42,13 +49,17 @@ def add(
     name: Annotated[str, typer.Argument(help="of the site: letters, digits, dot, dash, underscore")],
     kind: Annotated[Kind, typer.Option(help="cpu: no GPU, votes in stage 1; gpu: trains in stage 2")],
     exchange: Annotated[Path | None, typer.Option(help="a folder that both sides reach; without it two files are handed over")] = None,
+    via: Annotated[
+        Way | None,
+        typer.Option(help="how orders will reach the site: folder (the exchange folder), globus (Globus Compute and the object store)"),
+    ] = None,
     wheels: Annotated[bool, typer.Option("--wheels", help="carry what pip would fetch, for a site without a package index")] = False,
     to: Annotated[Path | None, typer.Option(help="a folder, or the zip's name; `CAFE_HOME/kits` when left out")] = None,
     days: Annotated[float, typer.Option(help="how long the join code is good", min=0.01, max=90)] = enrolling.DAYS,
     format: AsFormat = Format.text,
 ) -> None:
     """Make the kit for a site. The join code is shown once; tell it by another way than the zip."""
-    made = enrolling.issue(federation, name, kind.value, exchange=exchange, wheels=wheels, to=to, days=days)
+    made = enrolling.issue(federation, name, kind.value, exchange=exchange, via=via.value if via else None, wheels=wheels, to=to, days=days)
     if format is Format.json:
         print_json({**asdict(made), "zip": str(made.zip)})
         return
@@ -124,6 +135,23 @@ def refuse(
     """Say no to a site's request."""
     kit = enrolling.find(site, federation)
     _answered(kit, enrolling.refuse(kit.serial, reason, _operator()), format)
+
+
+@app.command()
+def deliver(
+    run: Annotated[str, typer.Argument(help="id of a finished run")],
+    sites: Annotated[list[str] | None, typer.Argument(help="joined sites; all of the run when left out")] = None,
+    format: AsFormat = Format.text,
+) -> None:
+    """Send a run's adapter once more to its joined sites, such as those that were away at its end."""
+    answers = delivery.deliver(run, sites or ())
+    if format is Format.json:
+        print_json([{"site": one.order.site, "code": one.code, "message": one.sentence} for one in answers])
+    else:
+        for one in answers:
+            _say(f"{one.order.site}: {'has the adapter' if not one.code else f'{one.code} {one.sentence}'}")
+    if any(one.code for one in answers):
+        raise typer.Exit(1)
 
 
 @app.command()

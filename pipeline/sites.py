@@ -1,4 +1,4 @@
-"""Gives orders to sites and brings their answers back: here, sites that are processes of this machine.
+"""Gives orders to sites and brings their answers back: all of them, and here those that are processes of this machine.
 
 Knows processes, slots, deadlines and the line protocol of ``cafe_kit.host``. Does not know what an order asks for, and
 opens no body. A kit process keeps its model in memory between rounds; ``slots`` says how many compute at once,
@@ -15,11 +15,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cafe_kit.errors import CafeError
 from cafe_kit.orders import Order, Reply, Transport, order_hash, parse, verify
@@ -31,11 +31,12 @@ _START_S = 120.0
 
 @dataclass(frozen=True)
 class Envelope:
-    """An order on its way: the order, the server's signature, and where its inputs and its output lie."""
+    """An order on its way: the order, the server's signature, where its inputs and its output lie, and the most bytes of a body."""
 
     order: Order
     signature: str
     transport: Transport
+    most: int = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,42 @@ class Answer:
 
 SiteProgress = Callable[[str, str, int, int], None]
 Answers = queue.Queue[Answer | tuple[str, str, int, int]]
+
+
+class Party(Protocol):
+    """Sites that are reached in one way. Every envelope gets exactly one answer, with progress before it; never raises for a site."""
+
+    def hand_out(self, envelopes: Sequence[Envelope], answers: Answers) -> None: ...
+
+
+class Sites:
+    """All sites of a run: those of other machines by ``remote``, everybody else by ``local``."""
+
+    def __init__(self, local: LocalSites, remote: Party | None = None, joined: Collection[str] = ()) -> None:
+        self._local, self._remote, self._joined = local, remote, frozenset(joined)
+
+    def add(self, host: Host) -> None:
+        """Make a host of this machine known."""
+        self._local.add(host)
+
+    def ask(self, envelopes: Sequence[Envelope], on_progress: SiteProgress | None = None) -> Iterator[Answer]:
+        """Hand out the orders and yield one answer each, as they come. Never raises for what a site did.
+
+        ``on_progress`` is told (site, phase, done, of), in the caller's own thread.
+        """
+        answers: Answers = queue.Queue()
+        far = [envelope for envelope in envelopes if envelope.order.site in self._joined]
+        if far and self._remote:
+            self._remote.hand_out(far, answers)
+        self._local.hand_out([envelope for envelope in envelopes if envelope.order.site not in self._joined], answers)
+        open_ = len(envelopes)
+        while open_:
+            told = answers.get()
+            if isinstance(told, Answer):
+                open_ -= 1
+                yield told
+            elif on_progress:
+                on_progress(*told)
 
 
 @dataclass(frozen=True)
@@ -115,25 +152,17 @@ class LocalSites:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def ask(self, envelopes: Sequence[Envelope], on_progress: SiteProgress | None = None) -> Iterator[Answer]:
-        """Hand out the orders and yield one answer each, as they come. Never raises for what a site did.
+        """As ``Sites.ask``, of this machine alone."""
+        return Sites(self).ask(envelopes, on_progress)
 
-        ``on_progress`` is told (site, phase, done, of), in the caller's own thread.
-        """
+    def hand_out(self, envelopes: Sequence[Envelope], answers: Answers) -> None:
+        """Queue the orders, one job for each host; returns at once."""
         by_host: dict[str, list[Envelope]] = {}
         of_site = {site: host.name for host in self._hosts.values() for site in host.sites}
         for envelope in envelopes:
             by_host.setdefault(of_site[envelope.order.site], []).append(envelope)
-        answers: Answers = queue.Queue()
         for name, group in by_host.items():
             self._pool.submit(self._job, self._hosts[name], group, answers)
-        open_ = len(envelopes)
-        while open_:
-            told = answers.get()
-            if isinstance(told, Answer):
-                open_ -= 1
-                yield told
-            elif on_progress:
-                on_progress(*told)
 
     def _job(self, host: Host, group: list[Envelope], answers: Answers) -> None:
         """One host's orders, in one slot. Every envelope gets exactly one answer, whatever happens."""

@@ -22,10 +22,10 @@ import numpy as np
 from cafe_kit.embed import Embedder
 from cafe_kit.errors import CafeError
 from cafe_kit.failpoints import failpoint
-from cafe_kit.orders import PROTOCOL, HelloParams, Order, PrivacyTerms, Transport, sign
+from cafe_kit.orders import PROTOCOL
 from cafe_kit.task import Record
 
-from pipeline import adapters, models, results, synthesis, tuning
+from pipeline import adapters, attendance, models, results, synthesis, tuning
 from pipeline.context import Completes, RunContext, ServesAdapters, Stopped
 from pipeline.generator import Generator, ModelServer
 from pipeline.home import home
@@ -34,7 +34,8 @@ from pipeline.machine import Machine, choose
 from pipeline.plan import plan
 from pipeline.privacy import PrivacyDoor
 from pipeline.settings import RunSettings, load
-from pipeline.sites import Envelope, Host, LocalSites
+from pipeline.sites import LocalSites, Sites
+from pipeline.ways import joined_sites
 from server_store.blobs import Blobs
 from server_store.errors import StoreError
 from server_store.ledger import Ledger
@@ -176,14 +177,15 @@ def _locked(lock: IO[str]) -> bool:
 def _carry(stack: ExitStack, store: Store, run_id: str, epoch: int, folder: Path, where: Path, heart: Heart) -> None:
     ctx, machine, ledger = _context(stack, store, run_id, epoch, folder, where, heart)
     with ctx.timed("start"):
-        _seat_sites(ctx)
-        _greet(ctx)
+        attendance.seat(ctx)
+        attendance.greet(ctx)
     tuning.score(ctx, 0, "zero_shot", 0, None)
     attempt, synthetic, whole = _synthetic(ctx, ledger, machine)
     adapter = tuning.run(ctx, attempt, synthetic, machine, whole)
     failpoint("worker.before_results")
     with ctx.timed("save"):
         results.write(ctx, attempt, synthetic, adapter, ledger)
+    attendance.hand_over(ctx, ctx.folder / "adapters" / "final")
     ctx.say("done: the adapter is ready")
 
 
@@ -236,9 +238,11 @@ def _context(
     door = PrivacyDoor(ledger, folder / "releases")
     door.recover(run_id)
     keys: dict[str, str] = {step.name.removeprefix("site/"): step.facts["key"] for step in store.steps(run_id, "site/")}
-    sites = stack.enter_context(
+    local = stack.enter_context(
         LocalSites(folder / "log", threads=machine.threads, slots=machine.slots, resident=machine.resident, keys=keys)
     )
+    remote = joined_sites(where, settings.name, run_id, keys)
+    stack.callback(remote.close)
     ctx = RunContext(
         run=run_id,
         folder=folder,
@@ -250,7 +254,7 @@ def _context(
         blobs=Blobs(folder / "blobs"),
         door=door,
         keys=server_keys(where),
-        sites=sites,
+        sites=Sites(local, remote, settings.joined),
         models=LazyModels(stack, settings, base.path, embedder.path if embedder else None, folder / "adapters", machine.dtype),
         base_model=base,
         embedder=embedder,
@@ -276,72 +280,6 @@ def _freeze(ctx: RunContext, machine: Machine) -> None:
             "CAFE-657", f"The run cannot go on: {', '.join(changed)} changed since it began.", "Restore it, or start a new run."
         )
     ctx.keep("machine", None, **machine.facts())
-
-
-def _seat_sites(ctx: RunContext) -> None:
-    """Make this machine's sites known, each a process with a home of its own that outlives the run (its ledger does)."""
-    for site in ctx.settings.sites:
-        source = ctx.settings.source(site)
-        seat_home = ctx.home / "sites" / ctx.settings.name / site.name
-        _first_policy(seat_home)
-        ctx.sites.add(
-            Host(
-                site.name,
-                (
-                    {
-                        "site": site.name,
-                        "kind": site.kind,
-                        "home": str(seat_home),
-                        "data": {"path": str(source.path), "format": source.format, "columns": dict(source.columns)},
-                        "server": {"verify_key": ctx.keys.verify_hex, "seal_key": ctx.keys.seal_hex},
-                    },
-                ),
-            )
-        )
-
-
-def _first_policy(seat_home: Path) -> None:
-    """A site of this machine has no other owner than the operator: no limit until he writes one; the ledger counts all."""
-    seat_home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    policy = seat_home / "policy.toml"
-    if not policy.exists():
-        policy.write_text(
-            "# Limits of this site; docs/privacy.md explains them. Without max_epsilon there is no limit.\n# max_epsilon = 10.0\n",
-            encoding="utf-8",
-        )
-
-
-def _greet(ctx: RunContext) -> None:
-    """Every site says that it is there and can read its data. A site that cannot at the start ends the start, by name."""
-    envelopes = []
-    for site in ctx.settings.sites:
-        order = Order(
-            run=ctx.run,
-            stage=1,
-            attempt=1,
-            round=0,
-            site=site.name,
-            task=ctx.plan.task,
-            privacy=PrivacyTerms("none"),
-            inputs={},
-            params=HelloParams(),
-        )
-        envelopes.append(Envelope(order, sign(order, ctx.keys.signing), Transport({}, str(ctx.folder / "inbox" / "hello"), 300.0)))
-    tell = ctx.progress("every site is asked whether it is there")
-    ctx.store.set_state(ctx.run, ctx.epoch, "Waiting for sites")
-    for site in ctx.settings.sites:
-        ctx.at_site(site.name, "asked")
-    for number, answer in enumerate(ctx.sites.ask(envelopes), start=1):
-        tell(number, len(envelopes))
-        ctx.at_site(answer.order.site, "sent" if answer.reply is not None and answer.reply.status == "ok" else "failed")
-        if answer.reply is None or answer.reply.status != "ok":
-            raise CafeError(
-                answer.code or "CAFE-123",
-                f"Site {answer.order.site!r}: {answer.sentence}",
-                "Mend the site's data or settings, then resume the run.",
-            )
-        ctx.keep(f"site/{answer.order.site}", None, key=ctx.site_keys[answer.order.site])
-    ctx.store.set_state(ctx.run, ctx.epoch, "Running")
 
 
 def main() -> None:

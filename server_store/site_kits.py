@@ -145,6 +145,12 @@ class SiteKits(Store):
             self._db.execute("UPDATE site_kits SET connection=? WHERE serial=?", (json.dumps(connection), serial))
         return self.kit(serial)
 
+    def settle(self, serial: str, connection: dict[str, Any]) -> None:
+        """Keep the connection as the site is told it; of two at once the first counts."""
+        with self._transaction():
+            if "sealed" not in self.kit(serial).connection:
+                self._db.execute("UPDATE site_kits SET connection=? WHERE serial=?", (json.dumps(connection), serial))
+
     def saw(self, serial: str, seen: dict[str, Any]) -> None:
         """Keep what a site's answer said of itself."""
         with self._transaction():
