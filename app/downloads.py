@@ -1,8 +1,8 @@
-"""What the browser may fetch: bundles, data files, statement and log of a run, each streamed from disk; and the ledger.
+"""What the browser may fetch: bundles, data files, statement and log of a run, a site's kit, each streamed from disk; and the ledger.
 
-Knows addresses, names for people, and who may ask. A run's id, a round and an attempt are looked up in the store; nothing
-of an address ever becomes a path. To extend: write a function (store, run, query) -> Served and name it in ``_TABLE``, or in
-``_HOUSE`` where it is of no single run.
+Knows addresses, names for people, and who may ask. A run's id, a kit's serial, a round and an attempt are looked up in the store;
+nothing of an address ever becomes a path. To extend: write a function (store, id, query) -> Served and name it in ``_TABLE`` (of a
+run), ``_KITS`` (of a kit), or in ``_HOUSE`` where it is of neither.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from urllib.parse import quote, urlencode
 
 import streamlit as st
 from cafe_kit.errors import CafeError
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from pipeline import bundles, catalogue, launch, ledger_book, ledger_export, statement
+from pipeline import bundles, catalogue, enrolling, handover, ledger_book, ledger_export, statement
 from server_store.errors import StoreError
+from server_store.site_kits import SiteKits
 from server_store.store import Store
 
 Query = Mapping[str, str]
@@ -33,26 +35,32 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 _PAGE_POLICY = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"}
-_STATUS = {"CAFE-655": 404, "CAFE-660": 404, "CAFE-687": 409, "CAFE-652": 507}
+_STATUS = {"CAFE-147": 404, "CAFE-655": 404, "CAFE-660": 404, "CAFE-687": 409, "CAFE-696": 409, "CAFE-652": 507}
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:\d{1,5})?")
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
 @dataclass(frozen=True)
 class Served:
-    """One answer: a file or a text that is saved under ``name``, or a page that is shown."""
+    """One answer: a file or a text that is saved under ``name``, or a page that is shown. ``after``: called when a file was sent whole."""
 
     name: str
     path: Path | None = None
     page: str = ""
     text: str = ""
     media_type: str = "application/octet-stream"
+    after: Callable[[], None] | None = None
 
 
 def url(run_id: str, what: str, **query: int | None) -> str:
     """The address of a download, relative to any page of the console, so that it holds under a base path too."""
     asked = urlencode({key: value for key, value in query.items() if value is not None})
     return f"files/runs/{quote(run_id, safe='')}/{what}" + (f"?{asked}" if asked else "")
+
+
+def kit_url(serial: str, what: str) -> str:
+    """The address of a kit's zip, or of the answer to its site."""
+    return f"files/kits/{quote(serial, safe='')}/{what}"
 
 
 def house_url(what: str, **query: str | None) -> str:
@@ -65,7 +73,8 @@ def routes(base_path: str | None = None) -> list[Route]:
     """For ``st.App(routes=...)``; ``base_path`` is the server's own (``server.baseUrlPath``) when left out."""
     base = (st.get_option("server.baseUrlPath") if base_path is None else base_path) or ""
     before = f"/{base.strip('/')}" if base.strip("/") else ""
-    served = {f"runs/{{run}}/{what}": serve for what, serve in _TABLE.items()} | _HOUSE
+    served = {f"runs/{{id}}/{what}": serve for what, serve in _TABLE.items()}
+    served |= {f"kits/{{id}}/{what}": serve for what, serve in _KITS.items()} | _HOUSE
     return [Route(f"{before}/files/{what}", _endpoint(serve), methods=["GET"]) for what, serve in served.items()]
 
 
@@ -121,7 +130,23 @@ def _ledger_json(store: Store, run: str, query: Query) -> Served:
     return Served("ledger.json", text=text, media_type="application/json")
 
 
-_TABLE: dict[str, Callable[[Store, str, Query], Served]] = {
+def _kit(store: SiteKits, serial: str, query: Query) -> Served:
+    path = handover.zip_of(store.kit(serial))
+    return Served(path.name, path, media_type="application/zip", after=lambda: _count(serial))
+
+
+def _count(serial: str) -> None:
+    with closing(enrolling.store()) as store:
+        store.count_download(serial)
+
+
+def _answer(store: SiteKits, serial: str, query: Query) -> Served:
+    path = handover.answer_of(store.kit(serial))
+    return Served(path.name, path, media_type="application/json")
+
+
+Serve = Callable[[SiteKits, str, Query], Served]
+_TABLE: dict[str, Serve] = {
     "adapter.zip": _adapter,
     "dataset.zip": _dataset,
     "dataset.parquet": _parquet,
@@ -130,36 +155,38 @@ _TABLE: dict[str, Callable[[Store, str, Query], Served]] = {
     "statement.html": _statement,
     "log": _log,
 }
-_HOUSE: dict[str, Callable[[Store, str, Query], Served]] = {
+_KITS: dict[str, Serve] = {"kit.zip": _kit, "answer.json": _answer}
+_HOUSE: dict[str, Serve] = {
     "site-statement.html": _site_statement,
     "ledger.csv": _ledger_csv,
     "ledger.json": _ledger_json,
 }
 
 
-def _endpoint(serve: Callable[[Store, str, Query], Served]) -> Callable[[Request], Response]:
+def _endpoint(serve: Serve) -> Callable[[Request], Response]:
     """A handler that Starlette calls in a thread of its own: what takes long does not stop the pages."""
 
     def handler(request: Request) -> Response:
         if not _welcome(request):
             return _plainly("This address is not one of the console's own; set server.allowedHosts to allow it.", 403)
         try:
-            with closing(launch.store()) as store:
-                return _response(serve(store, request.path_params.get("run", ""), request.query_params))
+            with closing(enrolling.store()) as store:
+                return _response(serve(store, request.path_params.get("id", ""), request.query_params), request.method)
         except (CafeError, StoreError) as error:
             return _plainly(str(error), _STATUS.get(error.code, 500))
 
     return handler
 
 
-def _response(served: Served) -> Response:
+def _response(served: Served, method: str) -> Response:
     if served.text:
         return Response(served.text, media_type=served.media_type, headers=_HEADERS | _saved_as(served.name))
     if served.path is None:
         return HTMLResponse(served.page, headers=_HEADERS | _PAGE_POLICY)
     if not served.path.is_file():
         raise CafeError("CAFE-660", f"There is no file {served.name} (yet).", "It may come later, or was removed by hand.")
-    return FileResponse(served.path, filename=served.name, media_type=served.media_type, headers=_HEADERS)
+    after = BackgroundTask(served.after) if served.after and method == "GET" else None
+    return FileResponse(served.path, filename=served.name, media_type=served.media_type, headers=_HEADERS, background=after)
 
 
 def _saved_as(name: str) -> dict[str, str]:
