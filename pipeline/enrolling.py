@@ -152,6 +152,7 @@ def received(federation: str | None = None) -> tuple[list[Waiting], list[CafeErr
             if data is not None:
                 found.append(take(data))
         except (CafeError, StoreError) as error:
+            error.message = f"The request for {kit.site!r} of {kit.federation!r} was not taken: {error.message}"
             wrong.append(error)
     return found, wrong
 

@@ -164,6 +164,7 @@ def _receive(ctx: RunContext, asked: Round, answer: Answer) -> _Body | None:
         return None
     numbers = answer.reply.numbers
     shown = {"seconds_load": numbers.seconds_load, "seconds_work": numbers.seconds_work, "seconds_release": numbers.seconds_release}
+    shown["bytes"] = answer.reply.outputs["body"].size
     if not ctx.store.order_ended(ctx.run, ctx.epoch, hash_, "answered", body=sha256, numbers=shown):
         ctx.say("two different bodies for one order; the first counts", level="error", site=order.site)
         return None
