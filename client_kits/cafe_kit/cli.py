@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cafe_kit import answering, doctor, explain, host, joining, kit_folder, leaving, limits, questions, site_folder
+from cafe_kit import answering, doctor, explain, host, joining, kit_folder, leaving, limits, questions, site_folder, starting
 from cafe_kit.engine import from_environment
 from cafe_kit.enrolment import Approval
 from cafe_kit.errors import CafeError
@@ -234,6 +234,13 @@ def _leave(options: argparse.Namespace, out: Output) -> int:
     return OK
 
 
+def _start(options: argparse.Namespace, out: Output) -> int:
+    home, settings = _site(options)
+    status = starting.start(home, settings, _kit_of(options, settings), out.say, options.once)
+    out.end({"ended": True, "status": status})
+    return status
+
+
 def _answer(options: argparse.Namespace, out: Output) -> int:
     """For the endpoint: what it hands in is answered, whatever it is; the exit code says only that an answer was written."""
     wire = host.claim_stdout()
@@ -258,6 +265,15 @@ def _site(options: argparse.Namespace) -> tuple[Path, site_folder.SiteSettings]:
         info = None
     home = site_folder.site_home(info)
     return home, site_folder.joined(home)
+
+
+def _kit_of(options: argparse.Namespace, settings: site_folder.SiteSettings) -> Path | None:
+    """The folder of the kit that this site joined with, if cafe-site runs out of it."""
+    try:
+        folder = kit_folder.find_kit(options.kit)
+        return folder if kit_folder.read_info(folder).serial == settings.serial else None
+    except CafeError:
+        return None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -289,6 +305,8 @@ def _parser() -> argparse.ArgumentParser:
     outbox.add_argument("show", nargs="*", action=_Show, metavar="show N", help="one answer in full")
     bounds = verb("limits", _limits, "The site's limits; lowered freely, raised only by typing it here.")
     bounds.add_argument("set", nargs="*", action=_Set, metavar="set NAME=VALUE", help="change limits")
+    begin = verb("start", _start, "Be at work: answer orders until this is stopped (Ctrl-C, SIGTERM).")
+    begin.add_argument("--once", action="store_true", help="answer the orders that wait in the exchange folder, and end")
     verb("answer", _answer, "Answer one order, from standard input to standard output; what a Globus Compute endpoint calls.")
     verb("pause", _pause, "Refuse every order from now on.").set_defaults(pause=True)
     verb("resume", _pause, "Answer orders again.").set_defaults(pause=False)

@@ -186,6 +186,22 @@ def receive(home: Path, settings: SiteSettings, given: Path | None) -> Approval 
     return approval
 
 
+def renew(home: Path, settings: SiteSettings) -> None:
+    """Take what the operator says after his yes, from the exchange folder: of two answers the later one counts.
+
+    Raises:
+        CafeError: what lies there is not this server's answer to this site.
+    """
+    data = _found(settings, None)
+    if not data or data == (home / ANSWER).read_bytes():
+        return
+    later = documents.check_approval(data, settings.server.verify_key, settings.serial, settings.site_key)
+    kept = site_folder.answer(home, settings)
+    if kept is None or later.made > kept.made:
+        seal_file(home / ANSWER, data)
+        SiteHome(home).log("joined" if later.approved else "not let in")
+
+
 def _found(settings: SiteSettings, given: Path | None) -> bytes:
     place = given or (Path(settings.exchange) / documents.answer_name(settings.serial) if settings.exchange else None)
     if place is None:
