@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,12 +86,30 @@ def fetch_folder(name: str, where: str, blob: Blob, shelf: Sequence[Path] = ()) 
         if hash_folder(folder) == blob:
             return folder
     try:
-        found = hash_folder(Path(where))
+        folder = _unpacked(Path(where), blob, shelf[-1]) if shelf and Path(where).is_file() else Path(where)
+        found = hash_folder(folder)
     except (OSError, ValueError):
         raise _missing(name) from None
     if found != blob:
         raise _different(name)
-    return Path(where)
+    return folder
+
+
+def _unpacked(parcel: Path, blob: Blob, shelf: Path) -> Path:
+    """The parcel's folder on the shelf, under the hash that it must have; another gets no name."""
+    from cafe_kit.parcels import unpack
+
+    target = shelf / blob.sha256
+    beside = shelf / f".{blob.sha256}.{os.getpid()}.part"
+    try:
+        shelf.mkdir(mode=0o700, parents=True, exist_ok=True)
+        shutil.rmtree(beside, ignore_errors=True)
+        unpack(parcel, beside, blob.size)
+        if hash_folder(beside) == blob and not target.exists():
+            beside.rename(target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return target
 
 
 def _missing(name: str) -> CafeError:

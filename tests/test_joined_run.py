@@ -1,0 +1,112 @@
+"""A whole tiny run with sites that joined with kits, through a folder that both sides reach: what it makes, and what may go wrong."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import delivery, enrolling
+from tests.federation import Federation
+from tests.joined import KINDS, Joined, wait_until
+
+pytestmark = pytest.mark.runs
+
+
+@pytest.fixture
+def joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Joined]:
+    made = Joined(tmp_path, monkeypatch)
+    yield made
+    made.stop()
+    assert made.wait_for_no_processes(), "a process was left behind"
+
+
+def told(federation: Federation, run: str) -> str:
+    return "\n".join(f"{event.site or ''}: {event.text}" for event in federation.store.events(run))
+
+
+def test_both_stages_and_the_adapter_at_every_site(joined: Joined) -> None:
+    joined.start()
+    run = joined.create()
+    assert joined.work(run) == 0, told(joined, run)
+    results = joined.results(run)
+    assert [round["round"] for round in results["rounds"]] == [1, 2, 3, 4]
+    assert {site["name"]: site["answered"] for site in results["sites"]} == {"north": 3, "south": 3, "lab": 4}
+    final = joined.adapter(run)
+    for name in KINDS:
+        (got,) = joined.sites[name].json("adapter")["results"]
+        assert got["run"] == run
+        to = joined.folder / f"for {name}"
+        assert joined.sites[name].command("adapter", "--run", run, "--to", str(to)).returncode == 0
+        assert next(to.rglob("adapter_model.safetensors")).read_bytes() == final
+
+
+def test_the_same_bytes_as_with_sites_of_this_machine(joined: Joined, tmp_path: Path) -> None:
+    near = Federation(tmp_path / "near", weak=0, strong=0, sites=[
+        {"name": name, "kind": kind, "data": str(joined.sites[name].data)} for name, kind in KINDS.items()
+    ])  # fmt: skip
+    joined.start()
+    far_run, near_run = joined.create(), near.create()
+    assert joined.work(far_run) == 0 and near.work(near_run) == 0
+    assert joined.adapter(far_run) == near.adapter(near_run)
+
+
+def test_a_site_killed_in_the_middle_answers_with_what_it_sealed(joined: Joined) -> None:
+    joined.sites["north"].start()
+    joined.sites["south"].start()
+    joined.sites["lab"].start(CAFE_FAILPOINT="site.after_seal", CAFE_FAILPOINT_ONCE=str(joined.folder / "once"))
+
+    def again() -> None:
+        lab = joined.sites["lab"]
+        assert lab.process and lab.process.wait(timeout=120) == -signal.SIGKILL
+        lab.start()
+
+    healer = threading.Thread(target=again)
+    healer.start()
+    run = joined.create()
+    assert joined.work(run) == 0, told(joined, run)
+    healer.join()
+    sent = joined.sites["lab"].json("outbox")
+    assert len(sent) == 4 and len({item["release"] for item in sent}) == 4
+
+
+def test_a_revoked_site_is_asked_nothing_more(joined: Joined) -> None:
+    joined.start()
+    run = joined.create()
+    worker = threading.Thread(target=joined.work, args=(run,))
+    worker.start()
+    assert wait_until(lambda: joined.store.step(run, "stage1/1/1/votes/closed") is not None, 60)
+    enrolling.revoke(enrolling.find("south").serial, "the contract has ended")
+    worker.join(timeout=240)
+    assert joined.store.run(run).state == "Done", told(joined, run)
+    assert "south: vote of round 3: CAFE-167 Site 'south' was revoked, so it is asked nothing." in told(joined, run)
+
+
+def test_a_site_that_is_away_is_waited_for_and_gets_the_adapter_later(joined: Joined) -> None:
+    joined.start("north", "lab")
+    run = joined.create()
+    worker = threading.Thread(target=joined.work, args=(run,))
+    worker.start()
+    assert wait_until(lambda: joined.store.run(run).state == "Waiting for sites", 60)
+    joined.sites["south"].start()
+    worker.join(timeout=240)
+    assert joined.store.run(run).state == "Done", told(joined, run)
+    joined.sites["south"].stop()
+    (answer,) = [answer for answer in delivery.deliver(run, ["north"])]
+    assert answer.code == ""
+
+
+def test_a_site_that_refuses_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    joined = Joined(tmp_path, monkeypatch)
+    joined.sites["south"].command("limits", "set", "allow_without_noise=false")
+    joined.start()
+    try:
+        run = joined.create()
+        assert joined.work(run) == 0, told(joined, run)
+        assert "CAFE-311" in told(joined, run)
+        assert joined.sites["south"].json("outbox") == []
+    finally:
+        joined.stop()
