@@ -23,17 +23,17 @@ import pytest
 BUCKET = "cafe-tests"
 START_S = 60.0
 _TRIES = 3  # a port that was free may be taken before the server opens it
-_ADMIN = ("ADMINKEY", "admin-secret-0123456789")
 
 
 @dataclass(frozen=True)
 class S3Server:
-    """Where it listens, its bucket, and the two keys (access key, secret)."""
+    """Where it listens, its bucket, and the keys (access key, secret): the operator's, one without rights here, the server's own."""
 
     endpoint: str
     bucket: str = BUCKET
     key: tuple[str, str] = ("OPERATORKEY", "operator-secret-0123456789")
     powerless: tuple[str, str] = ("POWERLESSKEY", "powerless-secret-0123456789")
+    admin: tuple[str, str] = ("ADMINKEY", "admin-secret-0123456789")
 
     @property
     def port(self) -> int:
@@ -85,7 +85,7 @@ def _command(program: str, folder: Path, ports: list[int]) -> list[str]:
 
 def _identities(server: S3Server) -> list[dict[str, Any]]:
     rights = {
-        _ADMIN: ["Admin"],
+        server.admin: ["Admin"],
         server.key: [f"{act}:{BUCKET}" for act in ("Read", "Write", "List", "Tagging")],
         server.powerless: ["Read:another-bucket"],
     }
@@ -102,7 +102,7 @@ def _answers(server: S3Server, process: subprocess.Popen[bytes]) -> bool:
     from botocore.exceptions import BotoCoreError, ClientError
 
     once = Config(connect_timeout=1, read_timeout=5, retries={"total_max_attempts": 1})
-    access, secret = _ADMIN
+    access, secret = server.admin
     client = boto3.client(
         "s3", endpoint_url=server.endpoint, region_name="us-east-1", config=once, aws_access_key_id=access, aws_secret_access_key=secret
     )
