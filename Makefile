@@ -2,7 +2,7 @@
 #
 #   make run      the console, on http://127.0.0.1:8501
 #   make demo     the demo federation in the terminal, to its adapter
-#   make test     all tests but the long loops; installs a browser when it may
+#   make test     all tests but the long loops; installs a browser and a message broker when it may
 #   make check    the quick tests: no browser, no models, no whole runs; under three minutes on two cores
 #   make soak     the long loops
 #   make screenshots  pictures of every page in every state, into screenshots/ (git does not see it)
@@ -16,7 +16,6 @@ PYTHON ?= python3
 TORCH ?=
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
-SYSTEM_PACKAGES := chromium
 QUICK := not heavy and not system and not soak
 
 .PHONY: run demo test check soak screenshots lint format clean install system
@@ -58,16 +57,8 @@ format: install
 install:
 	@$(PYTHON) -m pipeline.environment $(TORCH)
 
-# Installed only where that needs no password; otherwise the tests that want them say so when they are skipped.
 system:
-	@missing=; for package in $(SYSTEM_PACKAGES); do command -v $$package >/dev/null || missing="$$missing $$package"; done; \
-	if [ -z "$$missing" ]; then exit 0; fi; \
-	if [ "$$(id -u)" = 0 ]; then sudo=; elif sudo -n true 2>/dev/null; then sudo="sudo -n"; else \
-	  echo "Left out:$$missing (needs root; install it yourself, or its tests are skipped)"; exit 0; fi; \
-	command -v apt-get >/dev/null || { echo "Left out:$$missing (no apt-get here; install it yourself, or its tests are skipped)"; exit 0; }; \
-	echo "Installing$$missing"; \
-	{ $$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $$missing; } >/dev/null \
-	  || echo "Left out:$$missing (apt-get could not install it)"
+	@tests/system_packages.sh
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info client_kits/*.egg-info screenshots
