@@ -76,7 +76,7 @@ class KitInfo:
     expires: Time
     server: Server
     task: Task
-    sealed: Annotated[str, Field(max_length=4000)]
+    sealed: Annotated[str, Field(max_length=16000)]
     limits: Limits = Limits()
     embedder: Embedder | None = None
     protocol: int = PROTOCOL
@@ -142,6 +142,18 @@ class Approval:
     protocol: int = PROTOCOL
 
 
+@dataclass(frozen=True, config=_STRICT)
+class Leaving:
+    """A site's last word: from ``made`` on it takes no part any more."""
+
+    federation: Name
+    serial: Serial
+    site: Name
+    site_key: Hash
+    made: Time
+    protocol: int = PROTOCOL
+
+
 def request_name(serial: str) -> str:
     """The request's file in the exchange folder."""
     return f"{serial}.request.json"
@@ -152,8 +164,13 @@ def answer_name(serial: str) -> str:
     return f"{serial}.answer.json"
 
 
-Document = KitInfo | JoinRequest | Approval
-_T = TypeVar("_T", KitInfo, JoinRequest, Approval)
+def leaving_name(serial: str) -> str:
+    """The file in the exchange folder that says that the site has left."""
+    return f"{serial}.leave.json"
+
+
+Document = KitInfo | JoinRequest | Approval | Leaving
+_T = TypeVar("_T", KitInfo, JoinRequest, Approval, Leaving)
 
 
 def canonical(message: Document) -> bytes:
@@ -292,7 +309,26 @@ def check_approval(data: bytes, verify_key: str, serial: str, site_key: str) -> 
     return approval
 
 
-def _signed(message: JoinRequest | Approval, key: Ed25519PrivateKey) -> bytes:
+# The end
+
+
+def sign_leaving(leaving: Leaving, key: Ed25519PrivateKey) -> bytes:
+    """The file of a leaving: the document and the site's signature."""
+    return _signed(leaving, key)
+
+
+def read_leaving(data: bytes) -> Leaving:
+    """A leaving from its file, with the right shape and signed by the key that it names; whose key that is, the caller knows.
+
+    Raises:
+        CafeError: CAFE-101, 102, 103.
+    """
+    leaving, signature, signed = _read(Leaving, data)
+    _verify(leaving.site_key, signature, signed, "leaving")
+    return leaving
+
+
+def _signed(message: JoinRequest | Approval | Leaving, key: Ed25519PrivateKey) -> bytes:
     signed = b"cafe-kit " + type(message).__name__.encode() + b"\0" + canonical(message)
     return json.dumps({"document": asdict(message), "signature": key.sign(signed).hex()}, indent=1, sort_keys=True).encode() + b"\n"
 

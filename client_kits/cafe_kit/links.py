@@ -6,6 +6,7 @@ Knows HTTP, sizes and hashes. Does not know what the bytes are, nor orders. A UR
 from __future__ import annotations
 
 import hashlib
+import http.client
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -47,6 +48,26 @@ def download(url: str, target: Path, blob: Blob) -> None:
         raise _unreachable() from None
     finally:
         beside.unlink(missing_ok=True)
+
+
+def read(url: str, most: int) -> bytes | None:
+    """A small object, of which at most ``most`` bytes and one more are read; None while it is not there.
+
+    A store that may not tell whether there is one says 403, as it does to a link that has expired.
+
+    Raises:
+        CafeError: CAFE-161, CAFE-162.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as source:
+            data: bytes = source.read(most + 1)
+            return data
+    except urllib.error.HTTPError as error:
+        if error.code in (403, 404):
+            return None
+        raise _refused(error.code) from None
+    except (OSError, ValueError, http.client.HTTPException):
+        raise _unreachable() from None
 
 
 def upload(body: Path, url: str) -> None:
