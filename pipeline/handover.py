@@ -28,20 +28,20 @@ def zip_name(kit: SiteKit) -> str:
 
 
 def zip_of(kit: SiteKit) -> Path:
-    """The kit's zip, byte for byte as it was made.
-
-    Raises:
-        CafeError: CAFE-660 when it does not lie in this home (it was made with ``--to``, or removed); CAFE-696 when it was altered.
-    """
-    path = home("kits", kit.federation) / zip_name(kit)
-    if not path.is_file():
-        raise CafeError(
-            "CAFE-660", f"The zip of {kit.site!r} is not here (any more).", "It was made elsewhere, or removed: make a new kit."
-        )
+    """The kit's zip, byte for byte as it was made. Raises as ``zip_place`` does, and CafeError CAFE-696 when it was altered."""
+    path = zip_place(kit)
     if hash_file(path) != kit.zip_sha256:
         raise CafeError(
             "CAFE-696", f"The zip of {kit.site!r} is not the one that was made: its SHA-256 differs.", "Revoke this kit and make a new one."
         )
+    return path
+
+
+def zip_place(kit: SiteKit) -> Path:
+    """Where the zip lies. Raises CafeError CAFE-660 when it is not in this home: it was made with ``--to``, or removed."""
+    path = home("kits", kit.federation) / zip_name(kit)
+    if not path.is_file():
+        raise CafeError("CAFE-660", f"The zip of {kit.site!r} is not here (any more).", "Where was it put when it was made?")
     return path
 
 

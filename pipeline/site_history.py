@@ -10,7 +10,7 @@ import json
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ _PARTS = ("seconds_load", "seconds_work", "seconds_release")
 class History:
     """One site. ``orders`` with their runs, the newest first. ``limit``: (epsilon, delta) as the site's own policy has it.
 
-    ``sizes``: order hash → bytes of the answer, as the site's own outbox has it, also for runs that were deleted here.
+    ``sizes``: order hash → bytes of the answer: as the site's own outbox has it, also for runs that were deleted here; where the
+    outbox is on another machine (``outbox`` is False), as it arrived.
     """
 
     site: str
@@ -39,6 +40,7 @@ class History:
     delta: float
     limit: tuple[float, float] | None
     sizes: dict[str, int]
+    outbox: bool = True
 
     @property
     def states(self) -> Counter[str]:
@@ -68,19 +70,22 @@ class History:
         return f"ε {accounting.epsilon_spent(self.charges, self.delta):g} at δ {accounting.shown(self.delta)}"
 
 
-def of(store: Store, federation: Federation) -> dict[str, History]:
-    """The history of every site of this federation, by its name."""
+def of(store: Store, federation: Federation, joined: Collection[str] = ()) -> dict[str, History]:
+    """The history of every site of this federation, by its name; ``joined``: of those of other machines, also where they have left."""
     runs = [run for run in store.runs() if run.name == federation.name]
     orders = [(run.id, order) for run in runs for order in reversed(store.orders(run.id))]
     charges = _charges(federation.name, runs)
     delta = delta_in_force(federation.data)
     found = {}
-    for one in federation.data.get("sites") or []:
-        name = str(one.get("name", ""))
+    names = [str(one.get("name", "")) for one in federation.data.get("sites") or []]
+    for name in dict.fromkeys([*names, *joined]):
         folder = home("sites") / federation.name / name
         own = tuple((run, order) for run, order in orders if order.site == name)
         paid = tuple(charge for charge in charges if charge.site == name)
-        found[name] = History(name, own, paid, delta, _limit(folder / "policy.toml"), _sizes(folder / "outbox"))
+        far = name in joined
+        sizes = {order.order_hash: int(order.numbers["bytes"]) for _, order in own if "bytes" in order.numbers}
+        sizes = sizes if far else _sizes(folder / "outbox")
+        found[name] = History(name, own, paid, delta, None if far else _limit(folder / "policy.toml"), sizes, not far)
     return found
 
 

@@ -58,14 +58,14 @@ def test_without_a_federation_it_says_where_to_begin(cafe_home: Path) -> None:
 def test_without_sites_it_asks_for_the_first(cafe_home: Path) -> None:
     federations.create("library", "instruction", "help desk")
     page = _page()
-    assert "No sites yet" in _told(page) and "a process of this machine" in _told(page)
+    assert "No sites yet" in _told(page) and "person at the site" in _told(page)
     assert [one.label for one in page.button if one.proto.type == "primary"] == ["Add a site"]
 
 
 def test_before_any_run_sites_have_records_and_no_history(demo: Draft) -> None:
     page = _page(site="oakdale")
     table = page.dataframe[0].value
-    assert list(table["Records usable"])[:3] == ["110", "90", "140"] and set(table["State"]) == {"not asked yet"}
+    assert list(table["Records"])[:3] == ["110", "90", "140"] and set(table["State"]) == {"not asked yet"}
     assert set(table["Privacy spent"]) == {"nothing"} and list(table["Kind"]).count("GPU") == 2
     assert "not asked for anything yet" in _told(page) and "It has sent nothing yet" in _told(page)
 
@@ -76,9 +76,9 @@ def test_large_files_are_counted_when_asked_for(demo: Draft) -> None:
     label = next(iter((demo.folder / "labels.txt").read_text().split("\n")))
     file.write_text(row.replace("billing", label) * 300)
     page = _page()
-    assert "not counted" in list(page.dataframe[0].value["Records usable"])
+    assert "not counted" in list(page.dataframe[0].value["Records"])
     page.button(key="count").click().run()
-    assert not page.exception and "300" in list(page.dataframe[0].value["Records usable"])
+    assert not page.exception and "300" in list(page.dataframe[0].value["Records"])
 
 
 def test_what_a_site_did_sent_and_spent(demo: Draft, cafe_home: Path) -> None:
@@ -134,7 +134,7 @@ def test_running_says_what_each_site_does_now(demo: Draft) -> None:
 def test_a_file_that_is_gone_is_a_code_and_a_card(demo: Draft) -> None:
     (demo.folder / "oakdale.jsonl").unlink()
     page = _page(site="oakdale")
-    assert "CAFE-201" in list(page.dataframe[0].value["Records usable"]) and "CAFE-201" in _told(page)
+    assert "CAFE-201" in list(page.dataframe[0].value["Records"]) and "CAFE-201" in _told(page)
 
 
 def test_before_the_task_has_labels_a_site_may_be_added_and_is_not_counted(cafe_home: Path, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_before_the_task_has_labels_a_site_may_be_added_and_is_not_counted(cafe_
     assert federations.check_site(draft, site).early
     federations.add_site("clinic", site)
     page = _page(site="north")
-    assert list(page.dataframe[0].value["Records usable"]) == ["not counted"] and "labels belong on Generate" in _told(page)
+    assert list(page.dataframe[0].value["Records"]) == ["not counted"] and "labels belong on Generate" in _told(page)
     assert "CAFE-" not in _told(page)
 
 

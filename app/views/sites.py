@@ -1,11 +1,12 @@
-"""*Sites*: who takes part, with which data file, and what each site did, sent and spent.
+"""*Sites*: who takes part, on this machine and elsewhere, how a site comes in, and what each one did, sent and spent.
 
-Draws what ``pipeline.federations`` and ``pipeline.site_history`` say. Which site: ``?site=`` in the address.
+Draws what ``pipeline.federations``, ``pipeline.joined_sites`` and ``pipeline.site_history`` say. Which site: ``?site=`` in the address.
 """
 
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import streamlit as st
 from cafe_kit.errors import CafeError
 
-from app import frame, widgets
-from pipeline import accounting, federations, launch, overview, site_history
+from app import dialogs, frame, join_request, joined_view, kit_form, site_form, site_history_view, widgets
+from app.site_form import EARLY, KINDS
+from pipeline import accounting, enrolling, federations, joined_sites, launch, overview, request_watch, site_history
 from pipeline.federations import Federation, SiteCheck
+from pipeline.joined_sites import JoinedSite
 from pipeline.overview import SiteNow
 from pipeline.site_history import History
 from server_store.desk import Desk
@@ -26,17 +29,14 @@ A *site* takes part with its own records, which stay in its own data file.
 - **No GPU**: it votes in stage 1 for invented texts that are near to its records. The server trains on its behalf.
 - **GPU**: it trains in stage 2 on its own records and sends what the training changed.
 
+A site elsewhere joins with a *kit*: you hand over a zip, tell a code by telephone, and let the site in when its admin has read you
+four words. It sets its own limits, and may refuse. A site can also be a process of this machine, with a data file that lies here.
+
 What a site has spent of its privacy belongs to its data: it adds up over all runs, and removing a run gives nothing back.
 """
-ELSEWHERE = (
-    "Sites elsewhere join with a kit; that comes with a later release. Until then every site is a process of this machine, "
-    "with a data file that this machine can read."
-)
-EARLY = "Records are counted as soon as the task is described: its labels belong on Generate."
-KINDS = {"cpu": "no GPU", "gpu": "GPU"}
 _SMALL = 2**20  # bytes; larger files are read when asked for
-_ORDERS = 100
-_DID = {"vote": "voted", "train": "trained", "hello": "read its data"}
+_WAITS_S = 5.0  # how often a page looks while kits are out
+_DID = {"vote": "voted", "train": "trained", "hello": "read its data", "result": "has the adapter"}
 
 
 def main() -> None:
@@ -48,38 +48,73 @@ def main() -> None:
             st.page_link("views/home.py", label="Start at Home", icon=":material/home:")
             return
         _page(store, federation)
+        _dialog(federation)
 
 
 def _page(store: Desk, federation: Federation) -> None:
-    sites = list(federation.data.get("sites") or [])
+    with closing(enrolling.store()) as kits:
+        joined = joined_sites.of(federation, kits)
+    some = bool(federation.data.get("sites") or joined)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.subheader(widgets.plain(federation.name), anchor=False, width="content")
-        if st.button("Add a site", icon=":material/add:", key="add-site", type="secondary" if sites else "primary"):
-            _add(federation.name)
-        if sites:
+        if st.button("Add a site", icon=":material/add:", key="add-site", type="secondary" if some else "primary"):
+            dialogs.ask("add", federation.name)
+        if any(site.kit.state == "issued" and not site.kit.exchange for site in joined.values()) and st.button(
+            "Take in a request file", icon=":material/upload_file:", key="upload", type="tertiary"
+        ):
+            dialogs.ask("upload")
+        if federation.data.get("sites"):
             st.page_link("views/generate.py", label="Plan and start a run", icon=":material/auto_awesome:")
-    if not sites:
-        st.write("No sites yet. Add the first one: a name, whether it has a GPU, and its data file.")
-    else:
-        every = frame.pace(store)
-        st.fragment(_live, run_every=every)(federation.name, every)
-    st.caption(ELSEWHERE)
+    every = _pace(store, joined)
+    st.fragment(_live, run_every=every)(federation.name, every)
+
+
+def _dialog(federation: Federation) -> None:
+    """The dialog that a button has asked for."""
+    name, about = dialogs.opened()
+    if name in ("add", "made", "upload"):
+        {"add": lambda: site_form.add(federation.name), "made": kit_form.made, "upload": join_request.upload}[name]()
+    elif name in ("request", "revoke", "remove"):
+        {"request": join_request.decide, "revoke": joined_view.revoke, "remove": _remove}[name](about)
+
+
+def _pace(store: Desk, joined: dict[str, JoinedSite]) -> float:
+    """How often to look: often while a run is carried, now and then while a site may ask to join."""
+    waits = any(site.kit.state in ("issued", "requested") for site in joined.values())
+    return min(frame.pace(store), _WAITS_S) if waits else frame.pace(store)
+
+
+# -- the list ----------------------------------------------------------------------------------------------------------
 
 
 def _live(name: str, every: float) -> None:
-    with widgets.guard("sites list"), frame.desk() as store:
-        if frame.pace(store) != every:
-            st.rerun()  # a run began or ended: look more or less often
+    with widgets.guard("sites list"), frame.desk() as store, closing(enrolling.store()) as kits:
+        wrong = request_watch.look()
         federation = federations.get(name)
-        if sites := list(federation.data.get("sites") or []):
-            _listed(store, federation, sites)
+        joined = joined_sites.of(federation, kits)
+        if _pace(store, joined) != every:
+            st.rerun()  # a run began or ended, a site asks: look more or less often
+        for number, error in enumerate(wrong):
+            widgets.failure_card(error, f"request {number}")
+        for site in joined.values():
+            if site.waits:
+                joined_view.call(site)
+        here = {str(site["name"]): site for site in federation.data.get("sites") or []}
+        shown = [*here, *(site for site in joined if site not in here and joined[site].open)]
+        if shown:
+            _listed(store, federation, here, joined, shown)
+        else:
+            st.write("No sites yet. Add the first one; it takes about ten minutes for the person at the site.")
+        _ended([site for name, site in joined.items() if name not in shown])
 
 
-def _listed(store: Desk, federation: Federation, sites: list[dict[str, Any]]) -> None:
-    histories, now = site_history.of(store, federation), _doing_now(store, federation)
-    checks = {str(site["name"]): _check(federation, site) for site in sites}
-    rows = [_row(federation, site, histories[str(site["name"])], now, checks[str(site["name"])]) for site in sites]
-    names = [str(site["name"]) for site in sites]
+def _listed(store: Desk, federation: Federation, here: dict[str, Any], joined: dict[str, JoinedSite], names: list[str]) -> None:
+    far = {name: joined[name] for name in names if name in joined and not here.get(name, {}).get("data")}
+    histories, now = site_history.of(store, federation, far), _doing_now(store, federation)
+    checks = {name: _check(federation, here[name]) for name in names if name not in far}
+    rows = [
+        _far_row(far[name], histories[name], now) if name in far else _row(here[name], histories[name], now, checks[name]) for name in names
+    ]
 
     def choose() -> None:
         picked = st.session_state["sites-list"]["selection"]["rows"]
@@ -96,38 +131,61 @@ def _listed(store: Desk, federation: Federation, sites: list[dict[str, Any]]) ->
         selection_mode="single-row",
         alt="The sites of the federation",
     )
-    st.caption("Select a row to see what that site did, sent and spent." + _for_checks(federation, checks))
+    st.caption("Select a row to see what that site did, sent and spent." + _for_checks(checks))
     wanted = st.query_params.get("site")
-    if wanted and wanted not in names:
-        st.info(f"There is no site {widgets.plain(wanted)} in this federation.", icon=":material/info:")
+    if wanted in far:
+        joined_view.detail(far[wanted], histories[wanted], drafted=wanted in here)
+    elif wanted in here:
+        _detail(here[wanted], histories[wanted], checks[wanted])
+    elif wanted in joined:
+        joined_view.detail(joined[wanted], site_history.of(store, federation, joined)[wanted], drafted=False)
     elif wanted:
-        _detail(store, federation, sites[names.index(wanted)], histories[wanted], checks[wanted])
+        st.info(f"There is no site {widgets.plain(wanted)} in this federation.", icon=":material/info:")
 
 
-def _row(
-    federation: Federation, site: dict[str, Any], history: History, now: dict[str, SiteNow], check: SiteCheck | None
-) -> dict[str, object]:
+def _row(site: dict[str, Any], history: History, now: dict[str, SiteNow], check: SiteCheck | None) -> dict[str, object]:
     name = str(site["name"])
-    limit = history.limit
     return {
         "Site": name,
         "Kind": KINDS.get(str(site.get("kind")), str(site.get("kind"))),
-        "State": _state(now.get(name), history),
-        "Last answer": widgets.when(history.last.ended or history.last.sent) if history.last else "",
-        "Records usable": _records(check),
+        "Where": "this machine" if site.get("data") else "elsewhere",
+        "State": _did(now.get(name), history) or "not asked yet",
+        "Last answer": _last(history),
+        "Records": _records(check) if site.get("data") else "",
         "Privacy spent": history.spent,
-        "Its own limit": f"ε {limit[0]:g} at δ {accounting.shown(limit[1])}" if limit else "none set",
-        "Data file": Path(str(site.get("data", ""))).name,
+        "Its own limit": _limit(history.limit),
     }
 
 
-def _state(now: SiteNow | None, history: History) -> str:
-    """What it does now, else what it did last."""
+def _far_row(site: JoinedSite, history: History, now: dict[str, SiteNow]) -> dict[str, object]:
+    did = "" if site.doing else _did(now.get(site.name), history)
+    return {
+        "Site": site.name,
+        "Kind": KINDS[site.kit.kind],
+        "Where": "elsewhere",
+        "State": joined_view.state(site) + (f" · {did}" if did else ""),
+        "Last answer": _last(history),
+        "Records": "not told" if site.records is None else f"{site.records:,} told",
+        "Privacy spent": history.spent,
+        "Its own limit": _limit(site.limit) if site.kit.request else "",
+    }
+
+
+def _last(history: History) -> str:
+    return widgets.when(history.last.ended or history.last.sent) if history.last else ""
+
+
+def _limit(limit: tuple[float, float] | None) -> str:
+    return f"ε {limit[0]:g} at δ {accounting.shown(limit[1])}" if limit else "none set"
+
+
+def _did(now: SiteNow | None, history: History) -> str:
+    """What it does now, else what it did last; "" where nothing was asked yet."""
     if now is not None and now.open:
         return f"{'waits for its turn' if now.doing == 'asked' else now.doing}" + (f", {now.done} of {now.of}" if now.of else "")
     last = history.last
     if last is None:
-        return "not asked yet"
+        return ""
     where = f"stage {last.stage}, {'vote' if last.stage == 1 else 'round'} {last.round}"
     did = _DID.get(last.kind, last.kind) if last.state == "answered" else f"{last.state} {last.code}".strip()
     return f"{did} ({where})"
@@ -136,6 +194,24 @@ def _state(now: SiteNow | None, history: History) -> str:
 def _doing_now(store: Desk, federation: Federation) -> dict[str, SiteNow]:
     run = store.active_run(federation.name)
     return {site.name: site for site in overview.look(store, run.id).sites if not site.by_server} if run else {}
+
+
+def _ended(sites: list[JoinedSite]) -> None:
+    """Kits of sites that take no part any more."""
+    if not sites:
+        return
+    with st.expander(f"Kits that have ended: {len(sites)}", icon=":material/inventory_2:"):
+        rows = [
+            {
+                "Site": site.name,
+                "State": site.state,
+                "When": widgets.when(site.kit.decided),
+                "By": site.kit.decided_by,
+                "Reason": site.kit.reason,
+            }
+            for site in sites
+        ]
+        st.dataframe(rows, hide_index=True, alt="Kits that were refused, revoked or given up")
 
 
 # -- usable records ----------------------------------------------------------------------------------------------------
@@ -149,7 +225,7 @@ def _check(federation: Federation, site: dict[str, Any]) -> SiteCheck | None:
     except OSError:
         found = None
     asked = site["name"] in st.session_state.get("sites-asked", ())
-    if found is not None and found.st_size > _SMALL and not asked:
+    if not site.get("data") or (found is not None and found.st_size > _SMALL and not asked):
         return None
     return _checked(federation.name, json.dumps([site, federation.data.get("task")]), (found.st_size, found.st_mtime_ns) if found else ())
 
@@ -166,7 +242,7 @@ def _records(check: SiteCheck | None) -> str:
     return f"{check.records:,}" if check.problem is None else check.problem.code
 
 
-def _for_checks(federation: Federation, checks: dict[str, SiteCheck | None]) -> str:
+def _for_checks(checks: dict[str, SiteCheck | None]) -> str:
     uncounted = [name for name, check in checks.items() if check is None]
     if uncounted and st.button(f"Count the records of {len(uncounted)} larger files", icon=":material/tag:", key="count"):
         st.session_state["sites-asked"] = list(checks)
@@ -177,168 +253,41 @@ def _for_checks(federation: Federation, checks: dict[str, SiteCheck | None]) -> 
     return " A code in place of a number: select the row to see why its data cannot be used." if problems else ""
 
 
-# -- one site ----------------------------------------------------------------------------------------------------------
+# -- one site of this machine ------------------------------------------------------------------------------------------
 
 
-def _detail(store: Desk, federation: Federation, site: dict[str, Any], history: History, check: SiteCheck | None) -> None:
+def _detail(site: dict[str, Any], history: History, check: SiteCheck | None) -> None:
     name = str(site["name"])
     with st.container(horizontal=True, vertical_alignment="center"):
         st.subheader(widgets.plain(name), anchor=False, width="content")
         st.badge(KINDS.get(str(site.get("kind")), "?"), icon=":material/memory:", color="gray")
         if st.button("Remove…", icon=":material/delete:", type="tertiary", key="remove-site"):
-            _remove(federation.name, name)
+            dialogs.ask("remove", name)
     if check and check.problem and not check.early:
         widgets.failure_card(check.problem, f"data {name}", site=name)
-    st.caption("Data file")
-    st.code(str(site.get("data", "")), language=None, wrap_lines=True)
-    _counts(history)
-    if error := history.last_error:
-        st.caption(f"Last error, {widgets.when(error.ended or error.sent)}")
-        widgets.failure_card({"code": error.code, "message": error.sentence, "hint": ""}, f"last {name}", site=name)
-    did, sent, spent = st.tabs(["What it was asked", "What it sent", "What it spent"])
-    with did:
-        _orders(history)
-    with sent:
-        _sent(history)
-    with spent:
-        _charges(history)
-
-
-def _counts(history: History) -> None:
-    states = history.states
-    with st.container(horizontal=True):
-        for label, state in (("Answered", "answered"), ("Refused", "refused"), ("Failed", "failed"), ("Late", "late")):
-            st.metric(label, states[state], border=True, width=120)
-        st.metric("Time at work", widgets.span(history.seconds), border=True, width=180)
-        st.metric("Sent", widgets.size(sum(history.sizes.values())), border=True, width=150)
-
-
-def _orders(history: History) -> None:
-    if not history.orders:
-        st.caption("It was not asked for anything yet.")
-        return
-    rows = [
-        {
-            "When": widgets.when(order.sent),
-            "Run": run,
-            "Asked to": order.kind,
-            "Round": order.round,
-            "Attempt": order.attempt,
-            "State": order.state,
-            "Took": widgets.span(order.ended - order.sent) if order.ended else "",
-            "Why": f"{order.code} {order.sentence}".strip(),
-        }
-        for run, order in history.orders[:_ORDERS]
-    ]
-    st.dataframe(rows, hide_index=True, alt="Orders to this site, the newest first")
-
-
-def _sent(history: History) -> None:
-    if not history.sizes:
-        st.caption("It has sent nothing yet.")
-        return
-    kinds = {order.order_hash: order.kind for _, order in history.orders}
-    rows = []
-    for kind in sorted({kinds.get(hash, "of deleted runs") for hash in history.sizes}):
-        own = [size for hash, size in history.sizes.items() if kinds.get(hash, "of deleted runs") == kind]
-        rows.append({"Answers": {"vote": "counted votes", "train": "updates of the adapter"}.get(kind, kind), "Number": len(own),
-                     "Bytes": widgets.size(sum(own))})  # fmt: skip
-    st.dataframe(rows, hide_index=True, alt="What this site has sent, by kind")
-    st.caption("By the site's own outbox, which keeps every answer as it was sent. No record is ever part of one.")
-
-
-def _charges(history: History) -> None:
-    st.markdown(f"**{history.spent}**" + (" over all runs of this federation." if history.charges else " so far."))
-    if not history.charges:
-        return
-    rows = [
-        {
-            "Run": charge.run,
-            "Stage": charge.stage,
-            "Round": charge.round,
-            "Attempt": charge.attempt,
-            "For": charge.statistic,
-            "Noise": "none: no formal guarantee" if charge.mu2 is None else f"{float(charge.mu2) ** -0.5:.3g} × clip",
-        }
-        for charge in reversed(history.charges)
-    ]
-    st.dataframe(rows, hide_index=True, alt="Charges of this site in the privacy ledger, the newest first")
-    st.page_link("views/privacy.py", label="Privacy ledger", icon=":material/shield:")
-
-
-# -- add and remove ----------------------------------------------------------------------------------------------------
-
-
-@st.dialog("Add a site", width="large")
-def _add(name: str) -> None:
-    federation = federations.get(name)
-    site: dict[str, Any] = {
-        "name": st.text_input("Name", key="site-name", max_chars=64, help="Letters, digits, dot, dash and underscore.").strip(),
-        "kind": st.radio("Kind", list(KINDS), format_func=KINDS.__getitem__, horizontal=True, key="site-kind",
-                         help="Whether the site can train. One without a GPU votes for texts instead."),
-        "data": st.text_input("Data file on this machine", key="site-data", placeholder="/data/clinic/messages.csv",
-                              help="JSON lines, CSV or Parquet, or a loader (.py). It is read where it lies; nothing is copied.").strip(),
-    }  # fmt: skip
-    if site["data"]:
-        with widgets.guard("columns"):
-            site["columns"] = _columns(federation, str(site["data"]))
-    whole = bool(site["name"] and site["data"])
-    check, add = st.columns(2)
-    if check.button("Check the data", key="site-check", disabled=not whole, icon=":material/fact_check:", width="stretch"):
-        _tell(federations.check_site(federation, site))
-    anyway = st.checkbox("Add it even if its data cannot be used yet", key="site-anyway")
-    if add.button("Add the site", type="primary", key="site-add", disabled=not whole, icon=":material/add:", width="stretch"):
-        _try_to_add(federation, site, anyway)
-
-
-def _columns(federation: Federation, data: str) -> dict[str, str]:
-    """Role → column where it is not the task's own name for it. Names alone are read of the file."""
-    found = federations.columns(federation, data)
-    task, chosen = federation.data.get("task") or {}, {}
-    for role, guess in federations.guess_columns(federation, found).items():
-        if found:
-            options = ["", *found] if federations.is_optional(role) else found
-            at = options.index(guess) if guess in options else (0 if federations.is_optional(role) else None)
-            column = st.selectbox(f"Column with the {role}", options, index=at, key=f"site-column-{role}", placeholder="Choose a column")
-        else:
-            column = st.text_input(f"Column with the {role}", str(task.get(role) or role), key=f"site-typed-{role}")
-        if column and column != (task.get(role) or role):
-            chosen[role] = column
-    return chosen
-
-
-def _tell(check: SiteCheck) -> None:
-    if check.early:
-        st.info(EARLY, icon=":material/info:")
-    elif check.problem:
-        widgets.failure_card(check.problem, "site check")
+    if site.get("data"):
+        st.caption("Data file")
+        st.code(str(site["data"]), language=None, wrap_lines=True)
     else:
-        st.success(f"{check.records:,} records are usable.", icon=":material/check_circle:")
+        st.info("This site is of another machine, but it has no kit here. Make one, or remove the site.", icon=":material/inventory_2:")
+    site_history_view.tabs(history)
 
 
-def _try_to_add(federation: Federation, site: dict[str, Any], anyway: bool) -> None:
-    with widgets.guard("add"):
-        check = federations.check_site(federation, site)
-        if check.problem and not check.early and not anyway:
-            _tell(check)
-            return
-        federations.add_site(federation.name, {key: value for key, value in site.items() if value})
-        st.rerun()
-
-
-@st.dialog("Remove a site")
-def _remove(federation: str, site: str) -> None:
+@st.dialog("Remove a site", on_dismiss=dialogs.close)
+def _remove(site: str) -> None:
     st.markdown("The site leaves the federation's settings. Its data file, its own ledger and what it has spent stay as they are.")
     st.code(site, language=None, wrap_lines=True)
     typed = st.text_input("Type its name to remove it", key="remove-name")
     if st.button("Remove", key="remove-yes", disabled=typed.strip() != site, icon=":material/delete:"):
         with widgets.guard("remove"):
-            run = launch.store().active_run(federation)
+            federation = frame.federation()
+            run = launch.store().active_run(federation.name) if federation else None
             if run:
                 raise CafeError("CAFE-658", f"Run {run.id} is {run.shown_state.lower()}.", "Stop it first, or wait for its end.")
-            federations.remove_site(federation, site)
+            if federation:
+                federations.remove_site(federation.name, site)
             st.query_params.pop("site", None)
-            st.rerun()
+            dialogs.done()
 
 
 main()

@@ -1,0 +1,287 @@
+"""*Sites*, how a site of another machine comes in: the kit and its code once, the request, the words, yes and no, and the end."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cafe_kit import enrolment
+from cafe_kit.enrolment import Consent
+from streamlit.testing.v1 import AppTest
+
+from pipeline import enrolling, federations, launch, messengers, request_watch
+from pipeline.federations import Federation
+from server_store.rows import OrderRow
+from tests.federation import ROOT
+from tests.test_enrolling import Site
+
+HOSTILE = "<script>alert(1)</script>**x** :red[y] $z$ [a](http://b)"
+
+
+@pytest.fixture(autouse=True)
+def _looks_at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(request_watch, "EVERY_S", 0.0)
+    monkeypatch.setattr(request_watch, "_PATIENCE_S", 10.0)
+    yield
+    request_watch._watches.clear()
+
+
+@pytest.fixture
+def clinics(cafe_home: Path) -> Federation:
+    made = federations.create("clinics", "classification", "messages to a clinic")
+    return federations.save("clinics", {**made.data, "task": {**made.data["task"], "labels": ["billing", "records"]}})
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    (tmp_path / "shared").mkdir()
+    return tmp_path / "shared"
+
+
+@pytest.fixture
+def site(clinics: Federation, shared: Path) -> Site:
+    return Site(enrolling.issue("clinics", "hpc", "gpu", exchange=shared))
+
+
+def _page(**query: str) -> AppTest:
+    page = AppTest.from_file(str(ROOT / "app" / "pages.py"), default_timeout=30).run()
+    page.switch_page("views/sites.py")
+    for key, value in query.items():
+        page.query_params[key] = value
+    page.run()
+    return _fine(page)
+
+
+def _fine(page: AppTest) -> AppTest:
+    assert not page.exception, page.exception
+    return page
+
+
+def _told(page: AppTest) -> str:
+    kinds = ("markdown", "caption", "subheader", "info", "warning", "code")
+    return "\n".join(str(one.value) for kind in kinds for one in page.get(kind))
+
+
+def _states(page: AppTest) -> dict[str, str]:
+    table = page.dataframe[0].value
+    return dict(zip(table["Site"], table["State"], strict=True))
+
+
+def _click(page: AppTest, key: str) -> AppTest:
+    return _fine(page.button(key=key).click().run())
+
+
+def _ask(site: Site, shared: Path, **changes: object) -> None:
+    site.ask(shared / enrolment.request_name(site.info.serial), **changes)
+
+
+def _filled(page: AppTest, name: str, exchange: Path | str) -> AppTest:
+    _click(page, "add-site")
+    page.text_input(key="site-name").set_value(name)
+    page.radio(key="site-kind").set_value("gpu")
+    page.text_input(key="kit-exchange").set_value(str(exchange))
+    return _fine(page.run())
+
+
+def _code(page: AppTest) -> str:
+    """The join code that the page shows."""
+    (found,) = [str(one.value) for one in page.code if re.fullmatch(r"(?:[A-Z0-9]{4}-){3}[A-Z0-9]{4}", str(one.value))]
+    return found
+
+
+# -- the kit -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_kit_is_made_and_its_code_is_shown_once(clinics: Federation, shared: Path) -> None:
+    page = _click(_filled(_page(), "hpc", shared), "kit-make")
+    (kit,) = enrolling.listed()
+    told, code = _told(page), _code(page)
+    assert (kit.site, kit.kind, kit.exchange, kit.connection["via"]) == ("hpc", "gpu", str(shared), "folder")
+    assert enrolment.proof_key(code, kit.serial).hex() == kit.code_key
+    assert kit.zip_sha256 in told and enrolling.fingerprint() in told and "./cafe-site join" in told
+    assert [one.proto.url for one in page.get("link_button")] == [f"files/kits/{kit.serial}/kit.zip"]
+    page = _click(page, "kit-noted")
+    assert code not in _told(page) and code not in str(page.session_state) and _states(page) == {"hpc": "Not joined yet"}
+    again = _told(_page(site="hpc"))
+    assert code not in again and kit.zip_sha256 in again and "was shown when the kit was made" in again
+
+
+def test_a_click_too_many_makes_no_second_kit_and_loses_no_code(clinics: Federation, shared: Path) -> None:
+    page = _click(_filled(_page(), "hpc", shared), "kit-make")
+    code = _code(page)
+    again = _click(_page(), "add-site")
+    again.session_state["kit made"] = page.session_state["kit made"]
+    assert _code(_fine(again.run())) == code and len(enrolling.listed()) == 1
+
+
+def test_another_operator_who_was_quicker_is_told_in_a_card(clinics: Federation, shared: Path) -> None:
+    page = _filled(_page(), "hpc", shared)
+    enrolling.issue("clinics", "HPC", "gpu")
+    assert "CAFE-145" in _told(_click(page, "kit-make")) and len(enrolling.listed()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "exchange", "code"), [("ward 3", "", "CAFE-602"), ("hpc", "/nowhere", "CAFE-137"), ("here", "", "CAFE-602")]
+)
+def test_what_cannot_be_a_kit_is_a_card(clinics: Federation, shared: Path, name: str, exchange: str, code: str) -> None:
+    (shared / "a.csv").write_text("text,label\na,billing\n")
+    federations.add_site("clinics", {"name": "Here", "kind": "cpu", "data": str(shared / "a.csv")})
+    page = _click(_filled(_page(), name, exchange or shared), "kit-make")
+    assert code in _told(page) and enrolling.listed() == []
+
+
+def test_without_a_name_or_a_folder_there_is_no_kit(clinics: Federation, shared: Path) -> None:
+    page = _click(_page(), "add-site")
+    assert page.button(key="kit-make").disabled
+    assert (
+        _filled(_page(), "hpc", "").button(key="kit-make").disabled and not _filled(_page(), "hpc", shared).button(key="kit-make").disabled
+    )
+
+
+# -- the request -------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_that_comes_is_shown_with_what_the_site_says(site: Site, shared: Path) -> None:
+    assert "asks to join" not in _told(_page())
+    _ask(site, shared, consent=Consent(HOSTILE, "head of ward", "IRB 7"))
+    page = _page()
+    assert _states(page) == {"hpc": "Waits for you"} and "asks to join" in _told(page)
+    assert [one.label for one in page.button if one.proto.type == "primary"] == ["Look at its request"]
+    told = _told(_click(page, f"request {site.info.serial}"))
+    assert "8 cores, 15\\.5 GiB" in told and "ε 3" in told and "2,000" in told and "IRB 7" in told and "<script>" not in told
+    assert not any(word in told for word in site.words.split())
+
+
+def test_the_words_that_are_heard_let_the_site_in(site: Site, shared: Path) -> None:
+    _ask(site, shared)
+    page = _click(_page(), f"request {site.info.serial}")
+    assert page.button(key="let-in").disabled
+    _fine(page.text_input(key=f"words {site.info.serial}").set_value("acorn acorn acorn acorn").run())
+    assert "CAFE-144" in _told(_click(page, "let-in")) and enrolling.listed()[0].state == "requested"
+    _fine(page.text_input(key=f"words {site.info.serial}").set_value(f" {site.words.upper().replace(' ', ', ')}").run())
+    page = _click(page, "let-in")
+    assert "It has joined" in _told(page) and "lies in the exchange folder" in _told(page)
+    assert site.read(shared / enrolment.answer_name(site.info.serial)).approved
+    page = _click(page, "request-close")
+    assert _states(page) == {"hpc": "Joined"} and "asks to join" not in _told(page)
+    assert federations.get("clinics").data["sites"] == [{"name": "hpc", "kind": "gpu"}] and enrolling.listed()[0].decided_by
+
+
+def test_the_words_of_this_side_come_only_when_asked_for(site: Site, shared: Path) -> None:
+    _ask(site, shared)
+    page = _click(_page(), f"request {site.info.serial}")
+    _fine(page.toggle(key=f"show {site.info.serial}").set_value(True).run())
+    assert site.words.replace(" ", " · ") in _told(page)
+
+
+def test_a_refusal_needs_a_reason_and_reaches_the_site(site: Site, shared: Path) -> None:
+    _ask(site, shared)
+    page = _click(_page(), f"request {site.info.serial}")
+    assert page.button(key="refuse").disabled
+    _fine(page.text_input(key=f"refuse {site.info.serial}").set_value("Other words.").run())
+    assert "It was refused" in _told(_click(page, "refuse"))
+    assert site.read(shared / enrolment.answer_name(site.info.serial)).reason == "Other words."
+    page = _page()
+    assert "No sites yet" in _told(page) and list(page.dataframe[0].value["State"]) == ["Refused"]
+
+
+def test_what_another_tab_decided_is_shown_and_not_decided_again(site: Site, shared: Path) -> None:
+    _ask(site, shared)
+    page = _click(_page(), f"request {site.info.serial}")
+    _fine(page.text_input(key=f"refuse {site.info.serial}").set_value("Other words.").run())
+    enrolling.approve(site.info.serial, site.words, "ben")
+    page = _click(page, "refuse")
+    assert "CAFE-146" in _told(page) or "by ben" in _told(page)
+    assert enrolling.listed()[0].state == "approved" and "by ben" in _told(_page(site="hpc"))
+
+
+def test_a_request_by_hand_comes_as_a_file_and_its_answer_goes_as_one(clinics: Federation, tmp_path: Path) -> None:
+    site = Site(enrolling.issue("clinics", "hpc", "gpu"))
+    page = _click(_page(site="hpc"), "upload-request")
+    page.file_uploader(key="request-file").upload("request.json", site.ask(tmp_path / "r").read_bytes(), "application/json")
+    assert "Call the admin" in _told(_fine(page.run())) and enrolling.listed()[0].state == "requested"
+    _fine(page.text_input(key=f"words {site.info.serial}").set_value(site.words).run())
+    page = _click(page, "let-in")
+    assert f"files/kits/{site.info.serial}/answer.json" in [one.proto.url for one in page.get("link_button")]
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\x00" * 70_000, b"[" * 60_000])
+def test_a_file_that_is_no_request_is_a_card(clinics: Federation, content: bytes) -> None:
+    enrolling.issue("clinics", "hpc", "gpu")
+    page = _click(_page(), "upload")
+    page.file_uploader(key="request-file").upload("request.json", content or b" ", "application/json")
+    assert "CAFE-101" in _told(_fine(page.run())) and enrolling.listed()[0].state == "issued"
+
+
+def test_a_request_with_another_code_is_told_and_changes_nothing(site: Site, shared: Path) -> None:
+    site.ask(shared / enrolment.request_name(site.info.serial), code="ABCD-EFGH-JKMN-PQRS")
+    page = _page()
+    assert "CAFE-140" in _told(page) and "hpc" in _told(page) and _states(page) == {"hpc": "Not joined yet"}
+
+
+# -- a site that has joined --------------------------------------------------------------------------------------------
+
+
+def _joined(site: Site, shared: Path) -> None:
+    _ask(site, shared)
+    enrolling.received()
+    enrolling.approve(site.info.serial, site.words, "ada")
+
+
+def test_a_joined_site_says_that_it_is_there_and_what_it_does(site: Site, shared: Path) -> None:
+    _joined(site, shared)
+    folder = messengers.place(enrolling.find("hpc"), "site")
+    folder.mkdir()
+    (folder / "alive.json").write_text(json.dumps({"paused": False, "doing": {"phase": "train", "done": 3, "of": 9}}))
+    enrolling.store().saw(site.info.serial, {"time": 1.0, "kit": "0.4.2", "python": "3.12.1"})
+    page = _page(site="hpc")
+    row = page.dataframe[0].value.iloc[0]
+    assert (row["Where"], row["State"], row["Records"]) == ("elsewhere", "Online · train, 3 of 9", "2,000 told")
+    assert row["Its own limit"] == "ε 3 at δ 1e-5"
+    told = _told(page)
+    assert "by ada" in told and "0\\.4\\.2" in told and str(shared) in told and "exchange folder" in told
+
+
+def test_what_a_joined_site_did_and_sent_is_by_what_arrived(site: Site, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _joined(site, shared)
+    monkeypatch.setattr(launch, "spawn", lambda run: None)
+    demo = federations.create_demo()
+    run, store = launch.start(demo.settings().model_copy(update={"name": "clinics"})), launch.store()
+    epoch = store.claim(run.id, 1)
+    store.order_sent(run.id, epoch, OrderRow("h1", "hpc", 2, 1, 1, "train", "sent", None, "", "", {}, 0.0, None))
+    store.order_ended(run.id, epoch, "h1", "answered", body="0" * 64, numbers={"seconds_work": 2.0, "bytes": 5000})
+    federations.remove("demo")
+    page = _page(site="hpc")
+    assert {one.label: one.value for one in page.metric}["Sent"] == "5.0 kB" and "By what arrived on this server" in _told(page)
+
+
+def test_revoking_needs_the_name_and_ends_the_sites_part(site: Site, shared: Path) -> None:
+    _joined(site, shared)
+    page = _click(_page(site="hpc"), "revoke-site")
+    assert page.button(key="revoke-yes").disabled
+    page.text_input(key="revoke-why").set_value("A mistake.")
+    _fine(page.text_input(key="revoke-name").set_value("hpc").run())
+    page = _click(page, "revoke-yes")
+    kit = enrolling.find("hpc")
+    assert (kit.state, kit.reason) == ("revoked", "A mistake.") and federations.get("clinics").data["sites"] == []
+    assert "No sites yet" in _told(page) and list(page.dataframe[0].value["Reason"]) == ["A mistake."]
+
+
+def test_a_site_that_left_can_be_taken_out(site: Site, shared: Path) -> None:
+    _joined(site, shared)
+    enrolling.store().leave(site.info.serial, 2.0e9)
+    page = _page(site="hpc")
+    assert _states(page) == {"hpc": "Left"} and "It has left" in _told(page)
+    page = _click(page, "remove-site")
+    _fine(page.text_input(key="remove-name").set_value("hpc").run())
+    _click(page, "remove-yes")
+    assert federations.get("clinics").data["sites"] == []
+
+
+def test_a_joined_site_without_a_kit_here_is_told(clinics: Federation) -> None:
+    federations.add_joined_site("clinics", "hpc", "gpu")
+    page = _page(site="hpc")
+    assert "it has no kit here" in _told(page) and _states(page) == {"hpc": "not asked yet"}
