@@ -11,22 +11,25 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from cafe_kit.errors import CafeError
 from cafe_kit.ledger import Charge, SiteLedger, epsilon
 from cafe_kit.orders import Blob, Reply, parse
+from cafe_kit.outbox import state
 from cafe_kit.policy import Policy
 
 _FIRST_VALUES = 24
 _EVENTS = {
-    "refused": "Refused an order: {code}.",
+    "refused": "Refused an order: {code} {sentence}",
     "failed": "Could not finish an order ({error}).",
     "asked": "Asked the operator to join.",
     "joined": "Joined the federation.",
     "not let in": "The operator did not let this site in.",
+    "approved": "You let the answer {release} out.",
+    "kept in": "You kept the answer {release} in; its charge stays.",
     "paused": "Paused: nothing is answered.",
     "resumed": "Answers orders again.",
     "limits": "Limits changed: {settings}.",
@@ -36,7 +39,10 @@ _EVENTS = {
 
 @dataclass(frozen=True)
 class Sent:
-    """One charge and what became of it. ``blob`` is None while no answer was completed; ``path`` while its body is not kept."""
+    """One charge and what became of it. ``blob`` is None while no answer was completed; ``path`` while its body is not kept.
+
+    ``state``: "sent" (or free to be fetched), "waits" for the admin's word, "kept in" by it. ``contents``: files for people.
+    """
 
     number: int
     charge: Charge
@@ -44,6 +50,8 @@ class Sent:
     total: float
     blob: Blob | None
     path: Path | None
+    state: Literal["sent", "waits", "kept in"]
+    contents: tuple[Path, ...]
 
     @property
     def readable(self) -> bool:
@@ -62,9 +70,11 @@ def sent(home: Path, delta: float) -> list[Sent]:
     for charge in SiteLedger(home / "ledger").charges if (home / "ledger").is_dir() else ():
         mu_squared += charge.cost
         total = epsilon(mu_squared, delta) if charge.cost else before
-        blob = _blob(home / "outbox" / charge.order_hash)
-        path = home / "outbox" / charge.order_hash / f"body.{blob.sha256}" if blob else None
-        found.append(Sent(charge.seq, charge, total - before, total, blob, path if path and path.is_file() else None))
+        folder = home / "outbox" / charge.order_hash
+        blob = _blob(folder)
+        path = folder / f"body.{blob.sha256}" if blob else None
+        kept = path if path and path.is_file() else None
+        found.append(Sent(charge.seq, charge, total - before, total, blob, kept, state(folder), tuple(sorted(folder.glob("contents.*")))))
         before = total
     return found
 
@@ -98,7 +108,8 @@ def sentence(item: Sent, policy: Policy) -> str:
     else:
         what = f"{numbers.size if numbers is not None else ''} noised {what}".strip()
     again = f", attempt {attempt}" if attempt != "1" else ""
-    head = "Sent" if item.blob else "Charged, but not completed:"
+    head = {"sent": "Sent", "waits": "Waits for your word:", "kept in": "Kept in by you:"}[item.state]
+    head = head if item.blob else "Charged, but not completed:"
     size = f" ({_size(item.blob.size)})" if item.blob else ""
     where = f"for run {run}, {'vote' if kind == 'vote' else 'round'} {round_} of stage {stage}{again}"
     return f"{head} {what}{size} {where}. {_cost(item, policy)}"
@@ -114,6 +125,7 @@ def _cost(item: Sent, policy: Policy) -> str:
 def shown(item: Sent) -> dict[str, Any]:
     """The item as ``outbox show`` prints it; of noised numbers their extent and the first ones."""
     told: dict[str, Any] = {**asdict(item.charge), "epsilon_cost": item.cost, "epsilon_total": item.total}
+    told |= {"state": item.state, "contents": [str(path) for path in item.contents]}
     told["body"] = asdict(item.blob) | {"kept": item.path is not None} if item.blob else None
     numbers = values(item)
     if numbers is not None:
@@ -127,7 +139,9 @@ def shown(item: Sent) -> dict[str, Any]:
             "first": [int(value) for value in numbers[:_FIRST_VALUES]],
         }
     elif item.blob:
-        told["numbers"] = "encrypted to the server's key before it was written here" if item.path else "dropped two rounds later"
+        told["numbers"] = (
+            "the body is encrypted to the server's key; contents tells what is in it" if item.path else "dropped two rounds later"
+        )
     return told
 
 
@@ -143,7 +157,12 @@ def history(home: Path, policy: Policy, explained: bool) -> list[dict[str, str]]
 
 def _told(event: dict[str, Any]) -> str:
     words = _EVENTS.get(str(event.get("event")), "Noted: {event}.")
-    return words.format_map({name: str(value)[:200] for name, value in {"code": "", "error": "", "settings": "", **event}.items()})
+    return words.format_map(
+        {
+            name: str(value)[:200]
+            for name, value in {"code": "", "error": "", "settings": "", "sentence": "", "release": "", **event}.items()
+        }
+    )
 
 
 def _events(home: Path) -> Iterator[dict[str, Any]]:

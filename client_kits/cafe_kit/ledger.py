@@ -104,6 +104,7 @@ class SiteLedger:
         self._mu_squared = Fraction(0)
         self._in_run: dict[str, Fraction] = {}  # mu squared per run
         self._head = GENESIS
+        self._heads = {GENESIS}  # every head that this chain ever had
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             last = max((int(path.stem) for path in folder.glob(8 * "[0-9]" + ".json")), default=0)
@@ -118,6 +119,11 @@ class SiteLedger:
         """SHA-256 of the last charge's file, or "" before the first: names the whole history."""
         self._read_on()
         return self._head
+
+    def knows(self, head: str) -> bool:
+        """Whether this chain has, or once had, that head. One that others remember and this chain does not: it was set back."""
+        self._read_on()
+        return head in self._heads
 
     @property
     def charges(self) -> tuple[Charge, ...]:
@@ -202,6 +208,7 @@ class SiteLedger:
             self._mu_squared += charge.cost
             self._in_run[charge.run] = self._in_run.get(charge.run, Fraction(0)) + charge.cost
             self._head = hashlib.sha256(data).hexdigest()
+            self._heads.add(self._head)
 
     def _path(self, seq: int) -> Path:
         return self._folder / f"{seq:08d}.json"

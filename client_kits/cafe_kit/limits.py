@@ -36,7 +36,9 @@ _GIVES: dict[str, Callable[[Any], float]] = {
     "allow_without_noise": float,
     "min_noise_multiplier": _less,
     "min_rows": _less,
+    "outbox": ("dry-run", "review", "auto").index,
 }
+_LISTS = ("kinds", "trust")  # one word more is a raise
 
 
 def edited(text: str, changes: Mapping[str, Any]) -> str:
@@ -67,7 +69,7 @@ def wanted(settings: list[str]) -> dict[str, Any]:
         try:
             changes[name] = None if value.lower() == "none" else tomllib.loads(f"x = {value}")["x"]
         except tomllib.TOMLDecodeError:
-            changes[name] = value.split(",") if name == "kinds" else value
+            changes[name] = value.split(",") if name in _LISTS else value
     return changes
 
 
@@ -102,11 +104,13 @@ def change(home: Path, changes: Mapping[str, Any], confirmed: Callable[[list[str
 def raised(before: Policy, after: Policy) -> list[str]:
     """The settings that give more away than before."""
     more = [name for name, gives in _GIVES.items() if gives(getattr(after, name)) > gives(getattr(before, name))]
-    return more + (["kinds"] if set(after.kinds) - set(before.kinds) else [])
+    return more + [name for name in _LISTS if set(getattr(after, name)) - set(getattr(before, name))]
 
 
 def in_words(value: Any) -> str:
     """A limit's value for a person."""
+    if isinstance(value, str):
+        return value
     if isinstance(value, list):
         return ", ".join(value)
     return "no limit" if value is None else ("no", "yes")[value] if isinstance(value, bool) else f"{value:g}"

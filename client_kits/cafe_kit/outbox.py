@@ -1,31 +1,39 @@
-"""What a site has sent: per order the body, whole and under its own hash, and the reply that names it.
+"""What a site has sent, or will: per order the body, whole and under its own hash, the reply that names it, and what is in it.
 
-Knows: bytes, hashes, which order they answer. Does not know what they mean or what they cost.
-``<order hash>/draft.json`` (figures of the reply) comes first, then ``body.<sha256>``, then, last and by link(2), so that
-the first writer wins, ``reply.json``: the mark of completeness. Nothing is delivered that ``reply.json`` does not name, so
-whatever was drawn before a crash either is answered with for ever or was never seen by anybody.
+Knows: bytes, hashes, which order they answer, and the admin's word. Does not know what they mean or what they cost.
+``<order hash>/draft.json`` (figures of the reply) comes first, then ``contents.<sha256 of the body>.*`` (for people), then
+``body.<sha256>``, then, last and by link(2), so that the first writer wins, ``reply.json``: the mark of completeness. Nothing is
+delivered that ``reply.json`` does not name, so whatever was drawn before a crash either is answered with for ever or was never
+seen by anybody; its contents are then called ``contents.*``. An answer made in mode "review" waits for ``verdict.json``, whose
+first writer wins, too. ``dry-run/<order hash>/`` holds contents alone: nothing of it was charged or can leave.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
+from cafe_kit.documents import read, write_once, write_whole
 from cafe_kit.errors import CafeError
 from cafe_kit.failpoints import failpoint
 from cafe_kit.inputs import hash_file
 from cafe_kit.links import is_link, upload
 from cafe_kit.orders import Blob, Numbers, Order, Reply, parse
 from cafe_kit.release import seal_file, sync_folder
+from cafe_kit.site_home import SiteHome
 
 _BODY = re.compile(r"body\.([0-9a-f]{64})")
+_CONTENTS = re.compile(r"contents\.([0-9a-f]{64})\.(json|txt|safetensors)")
+_DRY_RUN = "dry-run"
+_KEPT_BYTES = 1_000_000  # of readable contents: larger ones go with their body
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,17 @@ class Draft:
 
     blob: Blob
     numbers: Numbers
+    held: bool = False  # it waits for the admin's word
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """An answer that was charged and sealed, and leaves only if the site's admin says so. ``contents``: files that tell what is in it."""
+
+    order_hash: str
+    release_id: str
+    since: str
+    contents: tuple[Path, ...]
 
 
 class Outbox:
@@ -85,7 +104,20 @@ class Outbox:
         body = path.parent / f"body.{blob.sha256}"
         if not body.exists() or hash_file(body) != blob.sha256:
             raise _lost()
+        _settle(path.parent, blob.sha256)
         return Sealed(reply, str(kept["signature"]), body)
+
+    def check_free(self, order_hash: str) -> None:
+        """Whether a complete answer may leave.
+
+        Raises:
+            CafeError: CAFE-328 while it waits for the site's admin, CAFE-342 when he said no.
+        """
+        found = state(self._folder / order_hash)
+        if found == "kept in":
+            raise CafeError("CAFE-342", "The site's admin does not let this answer out; what it cost stays spent.", "Ask him why.")
+        if found == "waits":
+            raise CafeError("CAFE-328", "The answer is ready and waits for the site's admin.", "He sees it with: cafe-site outbox")
 
     def recover(self, order_hash: str) -> Draft | None:
         """What a crash left of a charged order: half-written files go, a whole body is returned to be answered with.
@@ -96,51 +128,62 @@ class Outbox:
         if not folder.is_dir():
             raise _lost()
         for path in _files(folder):
-            if path.name not in ("draft.json", "reply.json") and not _is_whole(path):
+            if path.name not in ("draft.json", "reply.json") and not _CONTENTS.fullmatch(path.name) and not _is_whole(path):
                 path.unlink(missing_ok=True)
         bodies = [path for path in _files(folder) if _BODY.fullmatch(path.name)]
         if not bodies:
             return None
         blob = Blob(sha256=bodies[0].name.removeprefix("body."), size=bodies[0].stat().st_size)
         try:
-            return Draft(blob, Numbers(**json.loads((folder / "draft.json").read_bytes())["numbers"]))
-        except (OSError, ValueError, KeyError, TypeError):
+            draft = json.loads((folder / "draft.json").read_bytes())
+            return Draft(blob, Numbers(**draft["numbers"]), bool(draft.get("held")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise _lost() from None
 
-    def put_body(self, order: Order, order_hash: str, body: bytes, numbers: Numbers) -> Draft:
-        """Make ``body`` durable under its hash, with the figures of its reply before it."""
+    def put_body(self, order: Order, order_hash: str, body: bytes, numbers: Numbers, contents: Mapping[str, bytes], *, held: bool) -> Draft:
+        """Make ``body`` durable under its hash; before it the figures of its reply, and its contents for people (ending -> bytes).
+
+        ``held``: it waits for the admin's word.
+        """
         folder = self._folder / order_hash
-        draft = {"release_id": order.release_id, "numbers": asdict(numbers)}
+        draft = {"release_id": order.release_id, "numbers": asdict(numbers), "held": held}
         blob = Blob(sha256=hashlib.sha256(body).hexdigest(), size=len(body))
         try:
-            _write_whole(folder / "draft.json", json.dumps(draft).encode())
+            write_whole(folder / "draft.json", json.dumps(draft).encode())
+            for ending, data in contents.items():
+                write_whole(folder / f"contents.{blob.sha256}.{ending}", data)
             seal_file(folder / f"body.{blob.sha256}", body)
         except OSError as error:
             raise _disk(error) from None
-        return Draft(blob, numbers)
+        return Draft(blob, numbers, held)
 
-    def put_reply(self, reply: Reply, signature: str) -> Sealed:
+    def put_reply(self, reply: Reply, signature: str, *, held: bool) -> Sealed:
         """Complete the answer. If another process was first, its answer is the one that counts and is returned."""
-        folder = self._folder / reply.order_hash
-        beside = folder / f".{uuid.uuid4().hex}.tmp"
+        kept = {"reply": asdict(reply), "signature": signature, "held": held, "time": _now()}
         try:
-            _write_whole(beside, json.dumps({"reply": asdict(reply), "signature": signature}).encode())
-            os.link(beside, folder / "reply.json")
-        except FileExistsError:
-            pass
+            write_once(self._folder / reply.order_hash / "reply.json", kept)
         except OSError as error:
             raise _disk(error) from None
-        finally:
-            beside.unlink(missing_ok=True)
-        sync_folder(folder)
         failpoint("site.after_seal")
         sealed = self.find(reply.order_hash)
         if sealed is None:
             raise _lost()
-        for path in _files(folder):
-            if _BODY.fullmatch(path.name) and path != sealed.body:
-                path.unlink(missing_ok=True)
         return sealed
+
+    def rehearse(self, order: Order, order_hash: str, contents: Mapping[str, bytes]) -> None:
+        """Write what would have left, and nothing else."""
+        folder = self._folder / _DRY_RUN / order_hash
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for ending, data in contents.items():
+                write_whole(folder / f"contents.{ending}", data)
+            write_whole(folder / "draft.json", json.dumps({"release_id": order.release_id, "time": _now()}).encode())
+        except OSError as error:
+            raise _disk(error) from None
+
+    def rehearsed(self, order_hash: str) -> bool:
+        """Whether what this order would get lies in the dry run's folder."""
+        return (self._folder / _DRY_RUN / order_hash / "draft.json").exists()
 
     def publish(self, sealed: Sealed, output: str) -> None:
         """Bring the body to where the order's transport wants it, whole or not at all; as often as asked. "": nowhere yet.
@@ -160,7 +203,7 @@ class Outbox:
         try:
             sync_folder(sealed.body.parent)  # a kill may have come between the reply's link and its fsync
             failpoint("site.before_publish")
-            _write_whole(beside, sealed.body.read_bytes())
+            write_whole(beside, sealed.body.read_bytes())
             beside.replace(target)
             sync_folder(target.parent)
         except OSError as error:
@@ -173,19 +216,82 @@ class Outbox:
         failpoint("site.after_publish")
 
     def forget(self, order: Order) -> None:
-        """Drop the bodies of rounds of the same stage that are older than the one before ``order``'s; replies and hashes stay."""
-        for draft in self._folder.glob("*/draft.json"):
+        """Drop the bodies of rounds of the same stage that are older than the one before ``order``'s; replies, hashes and what
+        tells people what was in them stay."""
+        for draft in [*self._folder.glob("*/draft.json"), *self._folder.glob(f"{_DRY_RUN}/*/draft.json")]:
             with suppress(OSError, ValueError, KeyError):  # a folder that another process is tidying, or a damaged one
-                if (draft.parent / "reply.json").exists() and _is_older(json.loads(draft.read_bytes())["release_id"], order):
+                complete = (draft.parent / "reply.json").exists() or draft.parent.parent.name == _DRY_RUN
+                if complete and _is_older(json.loads(draft.read_bytes())["release_id"], order):
                     for path in _files(draft.parent):
-                        if path.name != "reply.json":
+                        if not _stays(path):
                             path.unlink()
+
+
+def state(folder: Path) -> Literal["sent", "waits", "kept in"]:
+    """What the admin's word makes of the complete answer in an order's folder: it may leave, waits for that word, or stays."""
+    said = read(folder / "verdict.json").get("leaves")
+    if said is False:
+        return "kept in"
+    return "waits" if said is not True and read(folder / "reply.json").get("held") else "sent"
+
+
+def waiting(home: Path) -> list[Waiting]:
+    """The answers that wait for the site's admin, the oldest first."""
+    found = []
+    for path in (home / "outbox").glob("*/reply.json"):
+        if state(path.parent) == "waits" and any(path.parent.glob("body.*")):
+            release_id, since = read(path.parent / "draft.json").get("release_id", ""), read(path).get("time", "")
+            found.append(Waiting(path.parent.name, str(release_id), str(since), tuple(sorted(path.parent.glob("contents.*")))))
+    return sorted(found, key=lambda one: (one.since, one.release_id))
+
+
+def approve(home: Path, order_hash: str) -> Waiting:
+    """Let an answer out: it is delivered when its order comes again. For good.
+
+    Raises:
+        CafeError: CAFE-347 when no such answer waits.
+    """
+    return _decide(home, order_hash, leaves=True)
+
+
+def refuse(home: Path, order_hash: str) -> Waiting:
+    """Keep an answer in, for good; its charge stays. Raises as ``approve``."""
+    return _decide(home, order_hash, leaves=False)
+
+
+def _decide(home: Path, order_hash: str, *, leaves: bool) -> Waiting:
+    one = next((one for one in waiting(home) if one.order_hash == order_hash), None)
+    try:
+        said = one is not None and write_once(home / "outbox" / order_hash / "verdict.json", {"leaves": leaves, "time": _now()})
+    except OSError as error:
+        raise _disk(error) from None
+    if one is None or not said:
+        raise CafeError("CAFE-347", "No answer of this name waits for your word.", "cafe-site outbox lists those that do.")
+    SiteHome(home).log("approved" if leaves else "kept in", release=one.release_id)
+    return one
 
 
 def _is_older(release_id: str, order: Order) -> bool:
     """Whether the release is of the same run and stage and two rounds back or more, or of an earlier attempt."""
     run, stage, attempt, round_, *_ = release_id.split("/")
     return (run, int(stage)) == (order.run, order.stage) and (int(attempt), int(round_)) < (order.attempt, order.round - 1)
+
+
+def _stays(path: Path) -> bool:
+    """Whether a file of an order's folder outlives its body."""
+    readable = path.suffix in (".json", ".txt") and path.name != "draft.json"
+    return readable and (not path.name.startswith("contents.") or path.stat().st_size <= _KEPT_BYTES)
+
+
+def _settle(folder: Path, sha256: str) -> None:
+    """The answer is decided: its contents get their name, and whatever another process had ready goes."""
+    for path in _files(folder):
+        contents, body = _CONTENTS.fullmatch(path.name), _BODY.fullmatch(path.name)
+        with suppress(FileNotFoundError):  # another process settles, too
+            if contents and contents[1] == sha256:
+                path.replace(folder / f"contents.{contents[2]}")
+            elif contents or (body and body[1] != sha256):
+                path.unlink()
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -197,14 +303,8 @@ def _is_whole(path: Path) -> bool:
     return name is not None and hash_file(path) == name[1]
 
 
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write beside, make durable, rename."""
-    beside = path.with_name(path.name + ".new")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _lost() -> CafeError:

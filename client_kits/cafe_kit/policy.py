@@ -1,7 +1,7 @@
 """What a site allows. The site's admin owns ``policy.toml``; it stands above every order, whoever signed it.
 
 Knows: limits. Does not know what was spent (the ledger says) or how anything is computed.
-To extend: a limit is a field with a default, a line in ``TEMPLATE`` and a check with a code of its own (CAFE-310 to 316, 320).
+To extend: a limit is a field with a default, a line in ``TEMPLATE`` and a check with a code of its own (CAFE-310 to 316, 320, 346).
 """
 
 from __future__ import annotations
@@ -39,6 +39,14 @@ min_noise_multiplier = 0.0
 # Whether a run may ask without noise. Such a run carries no formal guarantee and says so on every page.
 allow_without_noise = true
 
+# Who may add the noise of a private run. "server": this site's clipped numbers leave encrypted to the server, which adds the
+# noise to the sum over all sites. "local": this site adds all of it before anything leaves.
+trust = ["server", "local"]
+
+# How answers leave. "auto": at once. "review": each one waits until you approve it (cafe-site outbox). "dry-run": nothing leaves
+# and nothing is charged; what would have left is written to outbox/dry-run. It counts for answers made from then on.
+outbox = "auto"
+
 # The most answers to one run.
 max_rounds_per_run = 200
 
@@ -58,6 +66,8 @@ class Policy(BaseModel):
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     min_noise_multiplier: Annotated[float, Field(ge=0)] = 0.0
     allow_without_noise: bool = True
+    trust: Annotated[list[Literal["server", "local"]], Field(default_factory=lambda: ["server", "local"])]
+    outbox: Literal["auto", "review", "dry-run"] = "auto"
     max_rounds_per_run: Annotated[int, Field(ge=1)] = 200
     min_rows: Annotated[int, Field(ge=1)] = 2
 
@@ -65,7 +75,7 @@ class Policy(BaseModel):
         """Allow ``order``, or say why not. ``spent``: what the ledger would hold after it.
 
         Raises:
-            CafeError: CAFE-310 kind, CAFE-311 no noise, CAFE-312 too little noise, CAFE-313 budget, CAFE-314 rounds.
+            CafeError: CAFE-310 kind, CAFE-311 no noise, CAFE-346 whose noise, CAFE-312 too little noise, CAFE-313 budget, CAFE-314 rounds.
         """
         ask_admin = "The site's admin decides in policy.toml."
         touches_records = order.kind not in ("hello", "result")
@@ -75,6 +85,8 @@ class Policy(BaseModel):
             return
         if order.privacy.mechanism == "none" and not self.allow_without_noise:
             raise CafeError("CAFE-311", "This site gives nothing out without noise.", "Start a private run, or ask the site's admin.")
+        if order.privacy.mechanism == "gaussian" and order.privacy.trust not in self.trust:
+            raise CafeError("CAFE-346", f"This site does not allow noise by '{order.privacy.trust}'.", ask_admin)
         noise = order.privacy.noise_multiplier
         if order.privacy.mechanism == "gaussian" and (noise == 0 or noise < self.min_noise_multiplier):
             raise CafeError("CAFE-312", "The order asks for less noise than this site allows.", ask_admin)

@@ -2,14 +2,14 @@
 
 Knows: the order of acts, which is the promise. Does not know formats, models, noise or how a budget adds up (the modules
 it calls do), nor who asks. Nothing but the body, the closed list of figures and a code with its sentence ever leaves.
-To extend: a new kind of order is a row in ``work.INPUTS`` and a case in ``_compute``; the acts around it stay as they are.
+To extend: a new kind of order is a row in ``work.INPUTS`` and a case in ``computing``; the acts around it stay as they are.
 """
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -20,24 +20,25 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
-from cafe_kit import records, release
+from cafe_kit import bounds, outgoing, records, results
+from cafe_kit.computing import Progress, compute, groups
 from cafe_kit.engine import Engine
 from cafe_kit.errors import CafeError
 from cafe_kit.failpoints import failpoint
 from cafe_kit.ledger import SiteLedger, Spent
 from cafe_kit.links import is_link
-from cafe_kit.orders import PROTOCOL, Numbers, Order, Reply, Transport, VoteParams, order_hash, sign, verify
+from cafe_kit.orders import PROTOCOL, Numbers, Order, Reply, Transport, order_hash, sign, verify
 from cafe_kit.outbox import Draft, Outbox, Sealed
-from cafe_kit.policy import check_not_paused, load_policy
+from cafe_kit.policy import Policy, check_not_paused, load_policy
 from cafe_kit.seat_config import SeatConfig
 from cafe_kit.site_home import SiteHome
 from cafe_kit.task import Record, Task
-from cafe_kit.work import INPUTS, KIT_VERSION, Work, check_finite, load_inputs, name_of, read_order
+from cafe_kit.work import INPUTS, KIT_VERSION, Work, load_inputs, name_of, read_order
 
 Answer = tuple[Reply, str]  # and the site's signature over it
 _Outcome = TypeVar("_Outcome")
-Progress = Callable[[str, str, int, int], None]  # site, phase, done, of
-REFUSALS = {*(f"CAFE-{n}" for n in range(101, 106)), *(f"CAFE-{n}" for n in range(310, 321))}  # we could, but will not
+_REFUSED = (*range(101, 106), *range(310, 321), 329, 330, *range(342, 347))
+REFUSALS = {f"CAFE-{n}" for n in _REFUSED}  # we could, but will not
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Seat:
     def __init__(self, config: SeatConfig) -> None:
         self.site = config.site
         self._home = SiteHome(Path(config.home))
-        load_policy(self._home.folder / "policy.toml")
+        self._policy()
         self._ledger = SiteLedger(self._home.folder / "ledger")
         self._outbox = Outbox(self._home.folder / "outbox")
         if not all(self._ledger.has(answered) for answered in self._outbox.answered()):
@@ -71,6 +72,8 @@ class Seat:
             )
         self._source = config.source()
         self._shelf = [Path(folder) for folder in config.shelf]
+        self._task = config.task
+        self._reach = None if config.reach is None else [Path(folder).resolve() for folder in config.reach]
         self._server = Ed25519PublicKey.from_public_bytes(bytes.fromhex(config.server.verify_key))
         self._seal_to = X25519PublicKey.from_public_bytes(bytes.fromhex(config.server.seal_key))
         self._read: tuple[tuple[str, Task], list[Record]] | None = None
@@ -96,29 +99,43 @@ class Seat:
         order, transport = read_order(order_json, transport_json)
         verify(order, signature, self._server)
         self._check_address(order, transport)
+        bounds.check(order)
         work = Work(order, order_hash(order), transport)
         check_not_paused(self._home.folder)
-        sealed = self._sealed_before(work)
-        if sealed is not None:
-            self._outbox.publish(sealed, transport.output)
-            return sealed.reply, sealed.signature
+        self._check_head(transport)
+        if (sealed := self._sealed_before(work)) is not None:
+            return self._delivered(sealed, transport)
         self._check_policy(order, self._ledger.after(order, work.hash))
+        if self._policy().outbox == "dry-run" and self._outbox.rehearsed(work.hash):
+            raise _dry_run()
         self._load(work)
-        if order.kind in ("hello", "result"):  # a result's folder was checked and is kept on the shelf
+        if order.kind == "result":
+            results.keep(self._home.folder, order, signature, work.given["adapter_folder"])
+        if order.kind in ("hello", "result"):
             return self._signed(Reply(work.hash, self.site, "ok", numbers=self._figures(work)))
         failpoint("site.before_work")
         return work
 
     def close(self, work: Work, result: Mapping[str, np.ndarray], seconds: float) -> Answer:
-        """Charge, release, seal, complete and deliver what was computed in ``seconds``."""
+        """Charge, release, seal, complete and deliver what was computed in ``seconds``; in a dry run only write what would leave."""
         began = time.monotonic()
-        body = self._released(work, result)
+        clipped, mode = outgoing.bounded(work, result), self._policy().outbox
+        if mode == "dry-run":
+            self._outbox.rehearse(work.order, work.hash, outgoing.made(work, result, clipped, self._seal_to).contents)
+            self._outbox.forget(work.order)
+            raise _dry_run()
+        self._outbox.begin(work.hash)
+        failpoint("site.before_charge")
+        self._ledger.charge(work.order, work.hash, self._check_policy)
+        failpoint("site.after_charge")
+        out = outgoing.made(work, result, clipped, self._seal_to)
         numbers = replace(self._figures(work), seconds_work=seconds, seconds_release=time.monotonic() - began)
-        sealed = self._complete(work, self._outbox.put_body(work.order, work.hash, body, numbers))
-        self._outbox.publish(sealed, work.transport.output)
+        draft = self._outbox.put_body(work.order, work.hash, out.body, numbers, out.contents, held=mode == "review")
+        sealed = self._complete(work, draft)
         self._outbox.forget(work.order)
+        answer = self._delivered(sealed, work.transport)
         self._home.log("answered", release=work.order.release_id, body=sealed.reply.outputs["body"].sha256)
-        return sealed.reply, sealed.signature
+        return answer
 
     def refuse(self, order_json: Any, error: Exception) -> Answer:
         """The reply that says why not: a code and a sentence, of an unforeseen error nothing but its class."""
@@ -126,9 +143,9 @@ class Seat:
             self._home.log("failed", error)
             error = CafeError("CAFE-109", f"The site could not finish this order ({type(error).__name__}).", "See the site's own log.")
         else:
-            self._home.log("refused", code=error.code)
+            self._home.log("refused", code=error.code, sentence=error.message[:500])
         status: Literal["refused", "failed"] = "refused" if error.code in REFUSALS else "failed"
-        return self._signed(Reply(name_of(order_json), self.site, status, code=error.code, sentence=error.message[:500]))
+        return self._signed(Reply(name_of(order_json), self.site, status, code=error.code, sentence=_told(error)))
 
     def _check_address(self, order: Order, transport: Transport) -> None:
         """Whether the order is for this site, in this protocol, and refers to what its kind may refer to."""
@@ -138,6 +155,10 @@ class Seat:
             raise CafeError("CAFE-104", "The order is for another site.", "Check which site this kit was made for.")
         if set(order.inputs) != INPUTS[order.kind] or set(transport.inputs) != INPUTS[order.kind]:
             raise CafeError("CAFE-105", f"These are not the inputs of a {order.kind} order.", "Kit and server must be of one version.")
+        if not self._is_agreed(order.task):
+            raise CafeError("CAFE-344", "The order is about another task than the one that this site joined for.", "Make a new kit for it.")
+        if not all(is_link(where) or self._reaches(where) for where in transport.inputs.values()):
+            raise CafeError("CAFE-345", "An input lies where this site does not look.", "Check the server's exchange folder.")
         if order.kind not in ("hello", "result") and not self._may_write(transport.output):
             raise CafeError(
                 "CAFE-131",
@@ -148,12 +169,46 @@ class Seat:
     def _check_policy(self, order: Order, spent: Spent) -> None:
         """What the admin allows *now*: a limit that was lowered, or a pause, counts for an order that is already being computed."""
         check_not_paused(self._home.folder)
-        load_policy(self._home.folder / "policy.toml").check(order, spent)
+        self._policy().check(order, spent)
+
+    def _policy(self) -> Policy:
+        return load_policy(self._home.folder / "policy.toml")
+
+    def _check_head(self, transport: Transport) -> None:
+        """Whoever remembers more of this ledger than is in it, remembers what was spent: then it was set back."""
+        if not self._ledger.knows(transport.seen_head):
+            own = len(self._ledger.charges)
+            raise CafeError(
+                "CAFE-329",
+                f"The server remembers an entry that this site's ledger, of {own} charges, does not have: it was set back.",
+                "Restore the newest copy of the site's folder; what was spent stays spent.",
+            )
+
+    def _delivered(self, sealed: Sealed, transport: Transport) -> Answer:
+        """Hand out a complete answer, unless the admin keeps it in."""
+        if self._policy().outbox == "dry-run":
+            raise _dry_run()
+        self._outbox.check_free(sealed.reply.order_hash)
+        self._outbox.publish(sealed, transport.output)
+        return sealed.reply, sealed.signature
+
+    def _is_agreed(self, task: Task) -> bool:
+        """Other labels would ask other questions of the data: which label a record does not have is an answer, too."""
+        return self._task is None or (task.kind, sorted(task.labels)) == (self._task.kind, sorted(self._task.labels))
+
+    def _reaches(self, where: str) -> bool:
+        if self._reach is None:
+            return True
+        try:
+            place = Path(where).resolve()
+        except (OSError, RuntimeError, ValueError):  # a loop of links, a NUL
+            return False
+        return any(folder in place.parents for folder in self._reach)
 
     def _may_write(self, output: str) -> bool:
         if not output or is_link(output):
             return True
-        if "\0" in output or not Path(output).is_absolute():
+        if "\0" in output or not Path(output).is_absolute() or not self._reaches(output):
             return False
         place = Path(output).resolve()
         return place != self._source.path.resolve() and self._home.folder.resolve() not in place.parents
@@ -169,11 +224,12 @@ class Seat:
 
     def _load(self, work: Work) -> None:
         """Records and inputs, everything checked, before any work."""
-        work.given = load_inputs(work.order, work.transport, self._shelf)
         if work.order.kind == "result":
+            work.given = load_inputs(work.order, work.transport, [results.shelf(self._home.folder)])
             return
+        work.given = load_inputs(work.order, work.transport, self._shelf)
         work.records = self._own_records(work.order.task)
-        load_policy(self._home.folder / "policy.toml").check_rows(len(work.records))
+        self._policy().check_rows(len(work.records))
         told = work.order.kind != "hello" and work.order.privacy.mechanism == "none"
         work.numbers = Numbers(seconds_load=time.monotonic() - work.began, records=len(work.records) if told else None)
 
@@ -184,28 +240,9 @@ class Seat:
             self._read = key, records.read(self._source, task)
         return self._read[1]
 
-    def _released(self, work: Work, result: Mapping[str, np.ndarray]) -> bytes:
-        """The body: on the grid, clipped, *charged*, and only then noised; for the server's eyes only unless it carries noise."""
-        terms, params = work.order.privacy, work.order.params
-        if terms.mechanism == "none":
-            check_finite(result)
-            arrays = dict(result)
-        else:
-            flat = np.concatenate([result[name].astype(np.float64).ravel() for name in sorted(result)])
-            most = params.max_votes_per_candidate if isinstance(params, VoteParams) else None
-            arrays = {"q": release.bound(release.to_grid(flat, terms.grid), terms, most)}
-        self._outbox.begin(work.hash)
-        failpoint("site.before_charge")
-        self._ledger.charge(work.order, work.hash, self._check_policy)
-        failpoint("site.after_charge")
-        noised = terms.mechanism == "gaussian" and terms.trust == "local"
-        if noised:
-            arrays["q"] = arrays["q"] + release.GaussianNoise(release.sigma_steps(terms)).draw(arrays["q"].size)
-        data = release.body_to_bytes(arrays)
-        return data if noised else release.Box.seal(data, self._seal_to, work.hash.encode())
-
     def _complete(self, work: Work, draft: Draft) -> Sealed:
-        return self._outbox.put_reply(*self._signed(Reply(work.hash, self.site, "ok", {"body": draft.blob}, draft.numbers)))
+        reply = Reply(work.hash, self.site, "ok", {"body": draft.blob}, draft.numbers)
+        return self._outbox.put_reply(*self._signed(reply), held=draft.held)
 
     def _figures(self, work: Work) -> Numbers:
         charges = self._ledger.charges
@@ -227,12 +264,12 @@ def answer_many(requests: Iterable[Request], engine: Engine, progress: Progress)
     outcomes = {index: _guarded(ask, partial(ask.seat.admit, ask.order, ask.signature, ask.transport)) for index, ask in enumerate(asked)}
     answers = {index: outcome for index, outcome in outcomes.items() if not isinstance(outcome, Work)}
     works = {index: outcome for index, outcome in outcomes.items() if isinstance(outcome, Work)}
-    waiting = _groups(works)
+    waiting = groups(works)
     while waiting:
         group = waiting.pop(0)
         began = time.monotonic()
         try:
-            results = _compute([works[index] for index in group], engine, progress)
+            found = compute([works[index] for index in group], engine, progress)
         except Exception as error:
             if len(group) > 1:  # one site's failure is not the others'
                 waiting = [[index] for index in group] + waiting
@@ -242,7 +279,7 @@ def answer_many(requests: Iterable[Request], engine: Engine, progress: Progress)
         seconds = time.monotonic() - began
         for index in group:
             site = asked[index].seat.site
-            answers[index] = _guarded(asked[index], partial(asked[index].seat.close, works[index], results[site], seconds))
+            answers[index] = _guarded(asked[index], partial(asked[index].seat.close, works[index], found[site], seconds))
     return [answers[index] for index in range(len(asked))]
 
 
@@ -254,32 +291,12 @@ def _guarded(request: Request, act: Callable[[], _Outcome]) -> _Outcome | Answer
         return request.seat.refuse(request.order, error)
 
 
-def _groups(works: Mapping[int, Work]) -> list[list[int]]:
-    """Indices of orders that are computed together: equal training of different sites."""
-    groups: dict[str, list[int]] = {}
-    for index, work in works.items():
-        order = work.order
-        shared = repr((order.params, order.task, order.round, sorted(order.inputs.items())))
-        taken = [works[other].order.site for other in groups.get(shared, [])]
-        groups.setdefault(shared if order.kind == "train" and order.site not in taken else f"{index}", []).append(index)
-    return list(groups.values())
+def _told(error: CafeError) -> str:
+    """What the server is told. What is wrong with the data, and in which line, is the site's alone: its own log has it."""
+    if error.code.startswith("CAFE-2"):
+        return "The site's data cannot be used for this order; its own log says why."
+    return error.message[:500]
 
 
-def _compute(works: Sequence[Work], engine: Engine, progress: Progress) -> dict[str, Mapping[str, np.ndarray]]:
-    """Site to arrays: trained deltas, or the votes as ``counts``."""
-    order, given = works[0].order, works[0].given
-    stop = min(work.began + work.transport.deadline_s for work in works)
-
-    def step(site: str, done: int, of: int) -> None:
-        if time.monotonic() > stop:
-            raise CafeError("CAFE-108", "The time for this order is over.", "Give the round a longer deadline or fewer steps.")
-        progress(site, order.kind, done, of)
-
-    if order.kind == "vote":
-        step(order.site, 0, 1)
-        counts = engine.vote(order.params, order.task, works[0].records, given["candidates"], given["embedder"])  # type: ignore[arg-type]
-        step(order.site, 1, 1)
-        return {order.site: {"counts": counts}}
-    shards = {work.order.site: work.records for work in works}
-    deltas = engine.train(order.params, order.task, given["base_model"], given["adapter"], shards, order.round, step)  # type: ignore[arg-type]
-    return {site: deltas[site] for site in shards}
+def _dry_run() -> CafeError:
+    return CafeError("CAFE-330", "This site only rehearses: what it would have sent stays there.", "Its admin ends this in policy.toml.")

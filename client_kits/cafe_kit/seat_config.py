@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cafe_kit.errors import CafeError
 from cafe_kit.orders import Hash, Name
 from cafe_kit.records import DataSource, Format
+from cafe_kit.task import Task
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -35,7 +36,11 @@ class ServerKeys(BaseModel):
 
 
 class SeatConfig(BaseModel):
-    """One site: its name, kind, own folder (made at first use), data and server."""
+    """One site: its name, kind, own folder (made at first use), data and server.
+
+    ``task``: what the data are there for; an order about other labels is refused. None: any task.
+    ``reach``: the folders below which an order's inputs may lie and its answer be put; None: anywhere (the operator's own machine).
+    """
 
     model_config = _STRICT
     site: Name
@@ -44,6 +49,8 @@ class SeatConfig(BaseModel):
     data: DataConfig
     server: ServerKeys
     shelf: list[str] = []  # folders that hold models; what has to be fetched is kept in the last one
+    task: Task | None = None
+    reach: list[str] | None = None
 
     def source(self) -> DataSource:
         return DataSource(path=Path(self.data.path), format=self.data.format, columns=dict(self.data.columns))
