@@ -32,6 +32,7 @@ from cafe_kit.inputs import hash_file
 from cafe_kit.task import Task
 
 TEMPLATES = Path(__file__).with_name("templates")
+ENDPOINT = TEMPLATES / "endpoint"  # for sites that are reached through Globus Compute; cafe_kit.endpoint fills it at the site
 EXECUTABLE = ("cafe-site",)
 PYTHONS = ("3.11", "3.12", "3.13")  # for which a kit with wheels carries them: the site's Python need not be the operator's
 MANYLINUX = ("2_28", "2_27", "2_24", "2_17", "2014")
@@ -64,7 +65,8 @@ def build(info: KitInfo, target: Path, *, sign: Sign, embedder: Path | None = No
     with tempfile.TemporaryDirectory(prefix="cafe-kit-") as work:
         files = _files(info, embedder)
         if wheels:
-            files |= _wheels(_requirements(info), Path(work))
+            files |= _wheels("wheels", _requirements(info), Path(work))
+            files |= _wheels("endpoint/wheels", [f"--requirement={ENDPOINT / 'requirements.txt'}"], Path(work))
         sums = "".join(f"{_sha256(content)}  {name}\n" for name, content in sorted(files.items())).encode()
         files |= {"SHA256SUMS": sums, "SHA256SUMS.sig": sign(sums).encode()}
         beside = target.with_name(f".{target.name}.part")
@@ -95,7 +97,8 @@ def _files(info: KitInfo, embedder: Path | None) -> dict[str, Content]:
         files[name] = _filled(name, words).encode()
     for name in ("README.html", "SECURITY.html"):
         files[name] = _filled(name, {key: html.escape(value) for key, value in words.items()}).encode()
-    files |= {f"LICENSES/{path.name}": path.read_bytes() for path in (TEMPLATES / "LICENSES").iterdir()}
+    for folder in ("LICENSES", "endpoint"):
+        files |= {f"{folder}/{path.name}": path.read_bytes() for path in (TEMPLATES / folder).iterdir()}
     if embedder is not None:
         files |= {f"models/embedder/{path.name}": path for path in embedder.iterdir() if path.is_file() and path.name[0] != "."}
     return files
@@ -191,14 +194,15 @@ def _own_wheel() -> tuple[bytes, str]:
     return out.getvalue(), f"cafe_kit-{installed.version}-py3-none-any.whl"
 
 
-def _wheels(requirements: list[str], work: Path) -> dict[str, Content]:
-    """Wheels of all requirements for Linux on this machine's processor, for each Python that a site may have."""
+def _wheels(folder: str, wanted: list[str], work: Path) -> dict[str, Content]:
+    """Wheels of all that is wanted for Linux on this machine's processor, for each Python that a site may have."""
     platforms = [f"--platform=manylinux_{version}_{platform.machine()}" for version in MANYLINUX[:-1]]
     platforms.append(f"--platform=manylinux{MANYLINUX[-1]}_{platform.machine()}")
+    target = work / folder
     for python in PYTHONS:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input", "--only-binary=:all:"]
         done = subprocess.run(
-            [*command, f"--python-version={python}", *platforms, f"--dest={work}", *requirements],
+            [*command, f"--python-version={python}", *platforms, f"--dest={target}", *wanted],
             capture_output=True,
             text=True,
             check=False,
@@ -211,7 +215,7 @@ def _wheels(requirements: list[str], work: Path) -> dict[str, Content]:
                 "Is the package index reachable (PIP_INDEX_URL)? A kit without --wheels lets the site fetch them itself.",
             )
     offline = f"Wheels for Linux on {platform.machine()}, Python {', '.join(PYTHONS)}. Nothing is fetched while this file is here.\n"
-    return {"wheels/OFFLINE": offline.encode()} | {f"wheels/{path.name}": path for path in work.glob("*.whl")}
+    return {f"{folder}/OFFLINE": offline.encode()} | {f"{folder}/{path.name}": path for path in target.glob("*.whl")}
 
 
 # Bytes

@@ -1,21 +1,20 @@
-"""A real globus-compute-endpoint in a virtual environment of its own: ``python -m tests.endpoint_env [FOLDER]``.
+"""A real globus-compute-endpoint for tests, installed as a kit installs it: ``python -m tests.endpoint_env [FOLDER]``.
 
-Its pins (click) do not go together with ours, so it never lives in ``.venv``. Installed is what a kit installs
-(``client_kits/templates/endpoint/requirements.txt``). The folder is CAFE_TEST_ENDPOINT_VENV or build/endpoint-venv; a finished one is
-used again. The endpoint finds a stand-in of the web service at one fixed address only; ``pointed_at`` makes a command that finds it
-elsewhere, so that several tests may run at once.
+It never lives in ``.venv``: its pins (click) do not go together with ours. The folder is CAFE_TEST_ENDPOINT or build/endpoint, and stays
+from one session to the next. The endpoint finds a stand-in of the web service at one fixed address only; ``pointed_at`` makes a command
+that finds it elsewhere, so that several tests may run at once.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import venv
 from pathlib import Path
 
+from cafe_kit import endpoint
+
 ROOT = Path(__file__).resolve().parents[1]
-REQUIREMENTS = ROOT / "client_kits" / "templates" / "endpoint" / "requirements.txt"
+TEMPLATES = ROOT / "client_kits" / "templates" / "endpoint"
 _COMMAND = """#!{python}
 # The endpoint's own command, with the web service at an address of the test's choice.
 import sys
@@ -31,30 +30,24 @@ sys.exit(cli_run())
 
 
 def default_folder() -> Path:
-    """Where the environment lies unless somebody says otherwise; outside the version control."""
-    return Path(os.environ.get("CAFE_TEST_ENDPOINT_VENV") or ROOT / "build" / "endpoint-venv")
+    """Where it lies unless somebody says otherwise; outside the version control."""
+    return Path(os.environ.get("CAFE_TEST_ENDPOINT") or ROOT / "build" / "endpoint")
 
 
 def prepare(folder: Path) -> Path:
-    """The environment, installed if need be (a minute). An interrupted installation goes on where it was.
+    """Its virtual environment, made if need be (a minute).
 
     Raises:
-        subprocess.CalledProcessError: pip failed; its own words are on standard error.
+        CafeError: CAFE-173 when it cannot be had here.
     """
-    finished, wanted = folder / "finished", REQUIREMENTS.read_text()
-    if finished.is_file() and finished.read_text() == wanted:
-        return folder
-    if not (folder / "bin" / "python").exists():
-        venv.create(folder, with_pip=True)
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-r", str(REQUIREMENTS)], check=True, stdout=sys.stderr)
-    finished.write_text(wanted)
-    return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    endpoint.install(folder, TEMPLATES, lambda text: print(text, file=sys.stderr))
+    return folder / "endpoint-venv"
 
 
 def pointed_at(url: str, environment: Path, folder: Path) -> Path:
     """Something like an environment, whose endpoint finds the web service at ``url``: for CAFE_ENDPOINT_VENV."""
-    command = folder / "bin" / "globus-compute-endpoint"
+    command = folder / "bin" / endpoint.PROGRAM
     command.parent.mkdir(parents=True, exist_ok=True)
     command.write_text(_COMMAND.format(python=environment / "bin" / "python", url=url))
     command.chmod(0o755)

@@ -90,6 +90,7 @@ def test_what_is_in_it(kit: Path, tmp_path: Path) -> None:
     assert {path.relative_to(kit).as_posix() for path in kit.rglob("*") if path.is_file()} >= {
         "README.txt", "README.html", "SECURITY.html", "VERSION", "allowed_signers", "cafe-site", "examples/sample.csv",
         "federation.json", "models/embedder/model.onnx", "policy.default.toml", "requirements.txt", "LICENSES/Apache-2.0.txt",
+        "endpoint/endpoint.toml", "endpoint/config.yaml", "endpoint/user_config_template.yaml.j2", "endpoint/requirements.txt",
     }  # fmt: skip
     assert not (kit / "models/embedder/.lock").exists()
     executable = [path.name for path in kit.rglob("*") if path.is_file() and path.stat().st_mode & 0o111]
