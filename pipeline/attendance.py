@@ -10,34 +10,52 @@ from pathlib import Path
 
 from cafe_kit.errors import CafeError
 from cafe_kit.orders import HelloParams, Order, PrivacyTerms, Transport, sign
+from cafe_kit.seat_config import DataConfig, SeatConfig, ServerKeys
 
-from pipeline import delivery
+from pipeline import delivery, demo_sites, enrolling, federations
 from pipeline.context import RunContext
+from pipeline.settings import SiteSettings
 from pipeline.sites import Envelope, Host
 
 _HELLO_S = 300.0  # a site of this machine may have to read its data; a joined one that is away is waited for as long
 
 
+def join_demo(ctx: RunContext) -> None:
+    """The demo's sites join first, where they have not: as every site does, by a kit and four words."""
+    demo = next((one for one in federations.listed() if one.name == ctx.settings.name and one.is_demo), None)
+    if demo is not None:
+        sites = [(site.name, site.kind) for site in ctx.settings.sites if site.data is None]
+        demo_sites.join_all(demo, sites, ctx.progress("the demo's sites join"))
+
+
 def seat(ctx: RunContext) -> None:
-    """Make this machine's sites known, each a process with a home of its own that outlives the run (its ledger does)."""
-    for site in (site for site in ctx.settings.sites if site.data is not None):
-        source = ctx.settings.source(site)
-        seat_home = ctx.home / "sites" / ctx.settings.name / site.name
-        _first_policy(seat_home)
-        ctx.sites.add(
-            Host(
-                site.name,
-                (
-                    {
-                        "site": site.name,
-                        "kind": site.kind,
-                        "home": str(seat_home),
-                        "data": {"path": str(source.path), "format": source.format, "columns": dict(source.columns)},
-                        "server": {"verify_key": ctx.keys.verify_hex, "seal_key": ctx.keys.seal_hex},
-                    },
-                ),
-            )
-        )
+    """Make the sites known that this machine serves, each a process with a home of its own that outlives the run (its ledger does)."""
+    for site in ctx.settings.sites:
+        config = _own(ctx, site) if site.data is not None else _joined_here(ctx, site.name)
+        if config is not None:
+            ctx.sites.add(Host(site.name, (config.model_dump(mode="json"),)))
+
+
+def _own(ctx: RunContext, site: SiteSettings) -> SeatConfig:
+    """A site whose data file the settings name."""
+    source, place = ctx.settings.source(site), ctx.home / "sites" / ctx.settings.name / site.name
+    _first_policy(place)
+    return SeatConfig(
+        site=site.name,
+        kind=site.kind,
+        home=str(place),
+        data=DataConfig(path=str(source.path), format=source.format, columns=dict(source.columns)),
+        server=ServerKeys(verify_key=ctx.keys.verify_hex, seal_key=ctx.keys.seal_hex),
+    )
+
+
+def _joined_here(ctx: RunContext, site: str) -> SeatConfig | None:
+    """A site that joined and that this machine serves (the demo's), under the key that was approved; None for all other joined ones."""
+    kits = [kit for kit in enrolling.listed(ctx.settings.name) if kit.site == site and kit.state == "approved"]
+    config = demo_sites.seat_config(kits[0]) if kits else None
+    if config is not None:
+        ctx.site_keys[site] = kits[0].site_key
+    return config
 
 
 def _first_policy(seat_home: Path) -> None:

@@ -1,4 +1,5 @@
-"""The command line: ``cafe demo · serve · run · status · stop · resume · approve · reject · export · doctor · clean · explain · site``.
+"""The command line: ``cafe demo · serve · link · run · status · stop · resume · approve · reject · export · doctor · clean · explain``, and
+groups of commands: ``site · globus · members · operators``.
 
 Knows words and exit codes: 0 done, 1 failed, 2 settings or usage, 5 refused for privacy. What is done lies elsewhere.
 """
@@ -16,7 +17,7 @@ from cafe_kit.errors import CafeError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pipeline import error_pages, launch, site_commands, watch
+from pipeline import error_pages, federations, identity_commands, launch, operators, site_commands, watch
 from pipeline.home import home
 from pipeline.settings import RunSettings, load
 from pipeline.terminal import Format, plain, print_json
@@ -30,6 +31,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(site_commands.app, name="site")
+app.add_typer(identity_commands.globus, name="globus")
+app.add_typer(identity_commands.members, name="members")
+app.add_typer(identity_commands.operators_app, name="operators")
 
 
 _DEMO = """\
@@ -50,11 +54,7 @@ def demo(
     format: AsFormat = Format.text,
 ) -> None:
     """Run the demo federation on this machine: eight pretend clinics, invented messages, a small real model."""
-    from pipeline.demo import write
-
-    folder = home() / "demo" / f"seed-{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = load(write(folder, seed))
+    settings = federations.create_demo(seed).settings()
     if format is Format.text:
         _console.print(_DEMO, highlight=False)
     under_way = launch.store().active_run(settings.name)
@@ -115,14 +115,14 @@ def resume(run_id: RunId, format: AsFormat = Format.text) -> None:
 @app.command()
 def approve(run_id: RunId) -> None:
     """Approve the synthetic set that a run waits for, and go on."""
-    launch.decide(run_id, True, "")
+    launch.decide(run_id, True, "", operator=operators.at_terminal(home()))
     resume(run_id)
 
 
 @app.command()
 def reject(run_id: RunId, reason: Annotated[str, typer.Option(help="why; kept with the run")]) -> None:
     """Reject the synthetic set; the run makes another one, which is charged anew."""
-    launch.decide(run_id, False, reason)
+    launch.decide(run_id, False, reason, operator=operators.at_terminal(home()))
     resume(run_id)
 
 
@@ -159,14 +159,23 @@ def doctor(format: AsFormat = Format.text) -> None:
 
 @app.command()
 def serve(
-    port: Annotated[int, typer.Option(help="on 127.0.0.1", min=1, max=65535)] = 8501,
+    port: Annotated[int, typer.Option(help="where it listens", min=1, max=65535)] = 8501,
     base_url_path: Annotated[str | None, typer.Option(help="path below which a reverse proxy offers the console, such as cafe")] = None,
     hosts: Annotated[str | None, typer.Option(help="names under which a reverse proxy offers it, separated by commas")] = None,
+    behind_proxy: Annotated[
+        str, typer.Option(help="the proxy asks for a login and names the person in this header, such as X-Remote-User")
+    ] = "",
+    address: Annotated[str, typer.Option(help="another address to listen on; only with a sign-in by Globus")] = "127.0.0.1",
+    open: Annotated[bool, typer.Option("--open", help="open a browser with the one-time link")] = False,
 ) -> None:
     """Open the console, for a browser on this machine; docs/operator.md has recipes for others."""
     from pipeline.serving import serve as opened
 
-    opened(port, base_url_path or "", [name.strip() for name in (hosts or "").split(",") if name.strip()])
+    names = [name.strip() for name in (hosts or "").split(",") if name.strip()]
+    opened(port, base_url_path or "", names, address=address, behind_proxy=behind_proxy, browser=open)
+
+
+app.command()(identity_commands.link)
 
 
 @app.command()
@@ -196,7 +205,7 @@ _errors = Console(stderr=True)
 
 def _run(settings: RunSettings, out: Path | None, format: Format, detach: bool = False) -> None:
     _prepare(settings, format)
-    started = launch.start(settings, out)
+    started = launch.start(settings, out, operators.at_terminal(home()))
     if format is Format.text:
         _console.print(f"run {started.id} in {started.folder}", highlight=False, soft_wrap=True)
     if detach:

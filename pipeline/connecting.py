@@ -24,14 +24,17 @@ if TYPE_CHECKING:
     from server_store.object_store import ObjectStore
 
 Via = Literal["folder", "globus"]
+HERE = "here"  # a run serves the site itself, by a process of this machine, as for the demo
 
 
-def planned(via: Via | None, exchange: Path | None, federation: str, site: str) -> dict[str, Any]:
+def planned(via: Via | None, exchange: Path | None, federation: str, site: str, here: Path | None = None) -> dict[str, Any]:
     """What is known of the connection when the kit is made; empty where orders cannot travel yet.
 
     Raises:
         CafeError: CAFE-189 for a way that lacks what it needs.
     """
+    if here:
+        return {"via": HERE, "home": str(here)}
     via = via or ("folder" if exchange else None)
     if via == "folder" and exchange is None:
         raise CafeError("CAFE-189", "Orders cannot travel through a folder that is not named.", "Name it: --exchange FOLDER.")
@@ -94,7 +97,7 @@ def sealed(kit: SiteKit) -> dict[str, Any]:
 
 def _connection(kit: SiteKit) -> tuple[Connection, dict[str, Any]]:
     """What the site is told, and what of it may stand in the store: never the secret."""
-    if kit.connection["via"] == "folder":
+    if kit.connection["via"] in ("folder", HERE):
         return Folder(), {}
     from pipeline import globus_compute
 

@@ -141,8 +141,10 @@ stage2:
 Row = tuple[str, str]  # text, department
 
 
-def write(folder: Path, seed: int = 0) -> Path:
+def write(folder: Path, seed: int = 0, *, joined: bool = False) -> Path:
     """Writes the sites' records, labels, public examples, test set and ``demo.yaml`` into ``folder``.
+
+    ``joined``: the sites join with kits (``demo_sites``), so the YAML does not name their data.
 
     Returns the path of the YAML. Files that are there already are overwritten.
     """
@@ -153,7 +155,8 @@ def write(folder: Path, seed: int = 0) -> Path:
     _write_rows(folder / "test.jsonl", test_rows(bodies, random.Random(f"{seed}/test")))
     _write_rows(folder / "examples.jsonl", ((text, department) for department, texts in EXAMPLES.items() for text in texts))
     _write_text(folder / "labels.txt", "".join(f"{department}\n" for department in TOPICS))
-    sites = "\n".join(f"  - {{name: {style.site}, kind: {style.kind}, data: {style.site}.jsonl}}" for style in STYLES)
+    data = {style.site: "" if joined else f", data: {style.site}.jsonl" for style in STYLES}
+    sites = "\n".join(f"  - {{name: {style.site}, kind: {style.kind}{data[style.site]}}}" for style in STYLES)
     _write_text(folder / "demo.yaml", _YAML.format(seed=seed, sites=sites))
     return folder / "demo.yaml"
 

@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 from typing import Protocol
 
+from cafe_kit import parcels
 from cafe_kit.errors import CafeError
 from cafe_kit.inputs import hash_file
 from cafe_kit.orders import Blob
@@ -55,8 +56,6 @@ class FolderDepot:
                 open_to_both(target.parent)
                 beside = target.with_name(f".{target.name}.{os.getpid()}.part")
                 if path.is_dir():
-                    from cafe_kit import parcels
-
                     parcels.pack(path, beside)
                 else:
                     shutil.copyfile(path, beside)

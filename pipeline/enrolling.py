@@ -73,13 +73,15 @@ def issue(
     *,
     exchange: Path | None = None,
     via: connecting.Via | None = None,
+    here: Path | None = None,
     wheels: bool = False,
     to: Path | None = None,
     days: float = DAYS,
 ) -> Issued:
     """Make a kit for one site of a federation. ``to``: a folder, or the zip's name; ``CAFE_HOME/kits/FEDERATION`` where it is left out.
 
-    ``via``: how orders will reach the site; with an ``exchange`` folder through that, unless said otherwise.
+    ``via``: how orders will reach the site; with an ``exchange`` folder through that, unless said otherwise. ``here``: the home of a site
+    that a run serves itself on this machine (the demo's); its kit carries no embedder, as there is one.
 
     Raises:
         CafeError: CAFE-607 (no such federation), CAFE-602 (the site's name), 137 (a folder), 138 (wheels), 189 (the way), 431 to 448
@@ -89,8 +91,8 @@ def issue(
     found, kits = federations.get(federation), store()
     kits.check_free(federation, site, _now())
     where = str(_checked_exchange(exchange)) if exchange else ""
-    way = connecting.planned(via, exchange, federation, site)
-    embedder = models.embedder(str(found.data.get("embedder") or models.DEFAULT_EMBEDDER)) if kind == "cpu" else None
+    way = connecting.planned(via, exchange, federation, site, here)
+    embedder = models.embedder(str(found.data.get("embedder") or models.DEFAULT_EMBEDDER)) if kind == "cpu" and not here else None
     code = enrolment.new_code()
     serial = secrets.token_hex(16)
     sealed = enrolment.seal_address(connecting.address(serial, way.get("via"), where, days * 86400), code, serial)

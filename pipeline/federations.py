@@ -120,7 +120,7 @@ def create_demo(seed: int = 0) -> Federation:
     """The demo federation, written anew: eight pretend clinics and their messages."""
     folder = _folder("demo")
     folder.mkdir(mode=0o700, exist_ok=True)
-    demo.write(folder, seed).replace(folder / FILE)
+    demo.write(folder, seed, joined=True).replace(folder / FILE)
     (folder / ".demo").touch()
     return get("demo")
 
@@ -208,6 +208,8 @@ def check_site(federation: Federation, site: Mapping[str, Any]) -> SiteCheck:
     """Read the site's data with the kit's own reader; only the number of usable records leaves this function."""
     try:
         known = _site(site, federation.folder)
+        if known.data is None:
+            raise CafeError("CAFE-613", "This site joined with a kit: its records are counted there, and only there.", "")
         fingerprint(DataSource(known.data))
         task = federation.data.get("task") or {}
         probe = build(

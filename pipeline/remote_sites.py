@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from pipeline.depots import Depot
 from pipeline.messengers import Messenger
-from pipeline.sites import Answer, Answers, Envelope
+from pipeline.sites import Answer, Answers, Envelope, listen
 from server_store.errors import StoreError
 from server_store.site_kits import SiteKit, SiteKits
 
@@ -94,12 +94,7 @@ class RemoteSites:
         """Hand out the orders and yield one answer each, as they come. Never raises for what a site did."""
         answers: Answers = queue.Queue()
         self.hand_out(envelopes, answers)
-        open_ = len(envelopes)
-        while open_:
-            told = answers.get()
-            if isinstance(told, Answer):
-                open_ -= 1
-                yield told
+        return listen(answers, len(envelopes))
 
     def hand_out(self, envelopes: Sequence[Envelope], answers: Answers) -> None:
         """Send the orders and put one answer each, and progress before it, into ``answers``, as they come. Returns at once."""

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,10 +60,10 @@ class Party(Protocol):
 
 
 class Sites:
-    """All sites of a run: those of other machines by ``remote``, everybody else by ``local``."""
+    """All sites of a run: those that a host of this machine serves by ``local``, all others by ``remote``."""
 
-    def __init__(self, local: LocalSites, remote: Party | None = None, joined: Collection[str] = ()) -> None:
-        self._local, self._remote, self._joined = local, remote, frozenset(joined)
+    def __init__(self, local: LocalSites, remote: Party) -> None:
+        self._local, self._remote = local, remote
 
     def add(self, host: Host) -> None:
         """Make a host of this machine known."""
@@ -75,18 +75,22 @@ class Sites:
         ``on_progress`` is told (site, phase, done, of), in the caller's own thread.
         """
         answers: Answers = queue.Queue()
-        far = [envelope for envelope in envelopes if envelope.order.site in self._joined]
-        if far and self._remote:
+        near = self._local.sites
+        if far := [envelope for envelope in envelopes if envelope.order.site not in near]:
             self._remote.hand_out(far, answers)
-        self._local.hand_out([envelope for envelope in envelopes if envelope.order.site not in self._joined], answers)
-        open_ = len(envelopes)
-        while open_:
-            told = answers.get()
-            if isinstance(told, Answer):
-                open_ -= 1
-                yield told
-            elif on_progress:
-                on_progress(*told)
+        self._local.hand_out([envelope for envelope in envelopes if envelope.order.site in near], answers)
+        return listen(answers, len(envelopes), on_progress)
+
+
+def listen(answers: Answers, number: int, on_progress: SiteProgress | None = None) -> Iterator[Answer]:
+    """``number`` answers, as they come; ``on_progress`` is told what comes before them."""
+    while number:
+        told = answers.get()
+        if isinstance(told, Answer):
+            number -= 1
+            yield told
+        elif on_progress:
+            on_progress(*told)
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,14 @@ class LocalSites:
 
     def ask(self, envelopes: Sequence[Envelope], on_progress: SiteProgress | None = None) -> Iterator[Answer]:
         """As ``Sites.ask``, of this machine alone."""
-        return Sites(self).ask(envelopes, on_progress)
+        answers: Answers = queue.Queue()
+        self.hand_out(envelopes, answers)
+        return listen(answers, len(envelopes), on_progress)
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """The sites that a host of this machine serves."""
+        return frozenset(site for host in self._hosts.values() for site in host.sites)
 
     def hand_out(self, envelopes: Sequence[Envelope], answers: Answers) -> None:
         """Queue the orders, one job for each host; returns at once."""

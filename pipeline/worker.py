@@ -177,6 +177,7 @@ def _locked(lock: IO[str]) -> bool:
 def _carry(stack: ExitStack, store: Store, run_id: str, epoch: int, folder: Path, where: Path, heart: Heart) -> None:
     ctx, machine, ledger = _context(stack, store, run_id, epoch, folder, where, heart)
     with ctx.timed("start"):
+        attendance.join_demo(ctx)
         attendance.seat(ctx)
         attendance.greet(ctx)
     tuning.score(ctx, 0, "zero_shot", 0, None)
@@ -254,7 +255,7 @@ def _context(
         blobs=Blobs(folder / "blobs"),
         door=door,
         keys=server_keys(where),
-        sites=Sites(local, remote, settings.joined),
+        sites=Sites(local, remote),
         models=LazyModels(stack, settings, base.path, embedder.path if embedder else None, folder / "adapters", machine.dtype),
         base_model=base,
         embedder=embedder,

@@ -70,7 +70,7 @@ def test_a_site_killed_in_the_middle_answers_with_what_it_sealed(joined: Joined)
     assert joined.work(run) == 0, told(joined, run)
     healer.join()
     sent = joined.sites["lab"].json("outbox")
-    assert len(sent) == 4 and len({item["release"] for item in sent}) == 4
+    assert len(sent) == 4 and len({item["release_id"] for item in sent}) == 4
 
 
 def test_a_revoked_site_is_asked_nothing_more(joined: Joined) -> None:

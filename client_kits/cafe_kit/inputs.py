@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cafe_kit.errors import CafeError
 from cafe_kit.orders import Blob
+from cafe_kit.parcels import unpack
 
 _Marks = tuple[tuple[str, int, int], ...]
 _known: dict[tuple[str, _Marks], Blob] = {}
@@ -97,8 +98,6 @@ def fetch_folder(name: str, where: str, blob: Blob, shelf: Sequence[Path] = ()) 
 
 def _unpacked(parcel: Path, blob: Blob, shelf: Path) -> Path:
     """The parcel's folder on the shelf, under the hash that it must have; another gets no name."""
-    from cafe_kit.parcels import unpack
-
     target = shelf / blob.sha256
     beside = shelf / f".{blob.sha256}.{os.getpid()}.part"
     try:

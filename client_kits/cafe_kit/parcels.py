@@ -6,6 +6,7 @@ Knows names, sizes and the shape of a tar. Does not know what is in the files; w
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -13,7 +14,6 @@ import tarfile
 from pathlib import Path, PurePosixPath
 
 from cafe_kit.errors import CafeError
-from cafe_kit.inputs import hash_file
 from cafe_kit.orders import Blob
 
 MAX_FILES = 10_000
@@ -34,7 +34,8 @@ def pack(folder: Path, target: Path) -> Blob:
                 entry.size, entry.mode = (folder / name).stat().st_size, 0o644
                 with (folder / name).open("rb") as file:
                     parcel.addfile(entry, file)
-    return Blob(hash_file(target), target.stat().st_size)
+    with target.open("rb") as file:
+        return Blob(hashlib.file_digest(file, "sha256").hexdigest(), target.stat().st_size)
 
 
 def unpack(parcel: Path, folder: Path, most: int) -> None:
