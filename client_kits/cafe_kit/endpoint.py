@@ -236,7 +236,7 @@ def _configure(home: Path, connection: GlobusCompute, chosen: EndpointSettings, 
     job = {name: value for name, value in work.items() if name != "GLOBUS_COMPUTE_USER_DIR"}
     site = endpoint_settings.in_template(chosen, job, quick)
     words = {
-        "name": connection.endpoint_name,
+        "name": json.dumps(connection.endpoint_name),
         "function": connection.function_id,
         "period": str(site["period"]),
         "local": str(quick).lower(),
