@@ -1,18 +1,26 @@
-"""The console's server: the pages, and the files that are downloaded from beside them. ``cafe serve`` runs it.
+"""The console's server: the pages, and the files that are downloaded from beside them, all behind the gate. ``cafe serve`` runs it.
 
-Knows how an unforeseen error is told. Holds no truth and never loads torch: it may be killed at any time.
+Knows how an unforeseen error is told and what is printed at the start. Holds no truth and never loads torch: it may be killed at any time.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
+import os
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import streamlit as st
 from cafe_kit.errors import CafeError
+from starlette.middleware import Middleware
 
 from app import downloads, widgets
+from app.gate import Gate
+from pipeline import serving
+from pipeline.home import home
 from server_store.errors import StoreError
 
 
@@ -42,5 +50,22 @@ def _warm() -> None:
     timer.start()
 
 
+@asynccontextmanager
+async def _up(_: st.App) -> AsyncIterator[dict[str, Any] | None]:
+    """The port is open when this is printed: what comes waits for a moment."""
+    print(serving.greeting(), flush=True)
+    yield None
+
+
+def _gate() -> Middleware:
+    """Also where somebody starts Streamlit without ``cafe serve``."""
+    serving.check(str(st.get_option("server.address") or "every address"), base := str(st.get_option("server.baseUrlPath") or ""), _hosts())
+    return Middleware(Gate, home=home(), base=base, proxy_header=os.environ.get(serving.PROXY_HEADER, ""))
+
+
+def _hosts() -> list[str]:
+    return [str(name) for name in st.get_option("server.allowedHosts") or []]
+
+
 _warm()
-app = st.App("pages.py", routes=downloads.routes(), on_script_error=tell)
+app = st.App("pages.py", routes=downloads.routes(), middleware=[_gate()], secrets=serving.secrets(), lifespan=_up, on_script_error=tell)

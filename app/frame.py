@@ -6,15 +6,15 @@ at each drawing.
 
 from __future__ import annotations
 
-import getpass
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 
 import streamlit as st
+from cafe_kit.errors import CafeError
 
-from app import widgets
+from app import sign_in, widgets
 from pipeline import federations, launch, overview
 from pipeline.federations import Federation
 from server_store.desk import Desk
@@ -34,8 +34,12 @@ def desk() -> Iterator[Desk]:
 
 
 def operator() -> str:
-    """Who sits here: on loopback the account that runs the console."""
-    return getpass.getuser()
+    """Who sits here, as it is written down beside what he does: his Globus name, his proxy's name for him, or the account.
+
+    Raises:
+        CafeError: CAFE-191 where the session has ended.
+    """
+    return sign_in.person().name
 
 
 def federation() -> Federation | None:
@@ -95,6 +99,7 @@ def _status_line() -> None:
 
 def foot() -> None:
     """The end of the sidebar: federation, operator, version, when the page last looked."""
+    who = sign_in.still_here()
     known = federations.listed()
     with desk() as store:
         st.session_state[widgets.EXPLAINED] = store.preference("explanations") == "yes"
@@ -109,8 +114,13 @@ def foot() -> None:
         elif now is not None:
             st.caption(f"Federation: {widgets.plain(now.name)}" + (" (invented data)" if now.is_demo else ""))
         st.fragment(_last_look, run_every=FAST_S)()
-        st.caption(f"Operator: {widgets.plain(operator())} · Café au Lait {version('cafe-au-lait')}")
+        sign_in.foot(who)
+        st.caption(f"Café au Lait {version('cafe-au-lait')}")
 
 
 def _last_look() -> None:
-    st.caption(f"Last update {time.strftime('%H:%M:%S')}")
+    with suppress(CafeError):
+        sign_in.person()
+        st.caption(f"Last update {time.strftime('%H:%M:%S')}")
+        return
+    st.rerun()  # the session has ended: the whole page says so

@@ -26,6 +26,8 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Download, Locator, Page, expect, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 
+from pipeline import entrance
+
 ROOT = Path(__file__).resolve().parent.parent
 ADDRESSES = {
     "Home": "", "Sites": "sites", "Generate": "generate", "Datasets": "datasets", "Train": "train", "Adapters": "adapters",
@@ -100,6 +102,10 @@ class Console:
         except OSError:
             return False
 
+    def key(self) -> str:
+        """A one-time key, as `cafe link` prints it: what lets a browser in."""
+        return entrance.new_key(Path(self.environment["CAFE_HOME"]))
+
     def kill(self) -> None:
         """As the out-of-memory killer does it: at once, and no word."""
         if self._process is not None:
@@ -128,6 +134,7 @@ class Operator:
         self.context.on("console", self._hear)
         self.context.on("weberror", lambda error: self.complaints.append(f"script error: {error.error}"))
         self.saved: list[Download] = []
+        self._inside = False
         self.context.on("page", self._watch)
         self.page = self.new_tab()
 
@@ -147,7 +154,9 @@ class Operator:
         return self.context.new_page()
 
     def opens(self, page: str = "Home", tab: Page | None = None, **query: str) -> Operator:
-        """By typing the address."""
+        """By typing the address; the first time by a one-time link to it."""
+        if not self._inside:
+            query, self._inside = {**query, "key": self.console.key()}, True
         address = f"{self.console.url}/{ADDRESSES[page]}" + (f"?{urlencode(query)}" if query else "")
         (tab or self.page).goto(address)
         return self.waits(tab)

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
+from pipeline import entrance
 from pipeline.keys import cookie_secret
 from pipeline.serving import PAGE, command
 
@@ -42,6 +43,9 @@ REQUIRED = {
     "client.showErrorLinks": False,
     "runner.magicEnabled": False,
 }
+
+
+Running = tuple[subprocess.Popen[bytes], int, list[bytes], str]  # process, port, who was called outside, a browser's cookie
 
 
 # What is shipped
@@ -106,7 +110,7 @@ def test_the_cookie_secret_is_kept_and_is_nobody_elses(cafe_home: Path) -> None:
 def test_options_of_a_reverse_proxy() -> None:
     plain, behind = command(8501), command(8502, "/cafe/", ["cafe.example.org"])
     assert not any("allowedHosts" in word or "baseUrlPath" in word for word in plain)
-    assert plain[-3:] == [str(PAGE), "--server.address=127.0.0.1", "--server.port=8501"]
+    assert plain[-4:-1] == [str(PAGE), "--server.address=127.0.0.1", "--server.port=8501"]
     assert "--server.baseUrlPath=cafe" in behind and "--server.corsAllowedOrigins=https://cafe.example.org" in behind
     assert [word for word in behind if "allowedHosts" in word] == [
         f"--server.allowedHosts={name}" for name in ("localhost", "127.0.0.1", "cafe.example.org")
@@ -124,7 +128,7 @@ def test_a_taken_port_is_told(cafe_home: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[bytes], int, list[bytes]]]:
+def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """``cafe serve`` on a free port, with a proxy for everything that would leave the machine: it notes who calls."""
     calls: list[bytes] = []
     proxy = socket.create_server(("127.0.0.1", 0))
@@ -144,7 +148,8 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subproce
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = [sys.executable, "-m", "pipeline.cli", "serve", "--port", str(port)]
-    environment = os.environ | outside | {"CAFE_HOME": str(tmp_path_factory.mktemp("home")), "NO_PROXY": "", "no_proxy": ""}
+    home = tmp_path_factory.mktemp("home")
+    environment = os.environ | outside | {"CAFE_HOME": str(home), "NO_PROXY": "", "no_proxy": ""}
     server = subprocess.Popen(
         words, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -156,7 +161,7 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subproce
             except OSError:
                 assert server.poll() is None, "the console ended"
                 time.sleep(0.1)
-        yield server, port, calls
+        yield server, port, calls, f"{entrance.cookie_name(home)}={entrance.write_cookie(home, entrance.by_link())}"
     finally:
         os.killpg(server.pid, 9)
         server.wait()
@@ -167,8 +172,8 @@ def get(port: int, path: str) -> Any:
     return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"http://127.0.0.1:{port}{path}", timeout=5)
 
 
-def test_it_listens_on_loopback_alone(console: tuple[subprocess.Popen[bytes], int, list[bytes]]) -> None:
-    server, port, _ = console
+def test_it_listens_on_loopback_alone(console: Running) -> None:
+    server, port, _, _ = console
     family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
     listening = {one.laddr for process in family for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN}
     assert listening == {("127.0.0.1", port)}
@@ -179,9 +184,10 @@ def test_it_listens_on_loopback_alone(console: tuple[subprocess.Popen[bytes], in
             assert probe.connect_ex((address, port)) != 0
 
 
-def knock(port: int, host: str, origin: str) -> int:
+def knock(port: int, host: str, origin: str, cookie: str) -> int:
     """The status with which the page's socket answers a browser that calls it ``host`` and shows a page of ``origin``."""
     lines = [f"GET /_stcore/stream HTTP/1.1\r\nHost: {host}\r\nOrigin: {origin}\r\nConnection: Upgrade\r\nUpgrade: websocket"]
+    lines.append(f"Cookie: {cookie}")
     lines.append("Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
         connection.sendall("\r\n".join(lines).encode())
@@ -189,11 +195,12 @@ def knock(port: int, host: str, origin: str) -> int:
 
 
 def test_foreign_names_and_pages_are_refused_and_nobody_outside_is_asked(
-    console: tuple[subprocess.Popen[bytes], int, list[bytes]],
+    console: Running,
 ) -> None:
-    _, port, calls = console
-    assert knock(port, f"127.0.0.1:{port}", f"http://127.0.0.1:{port}") == 101
-    assert knock(port, f"localhost:{port}", f"http://localhost:{port}") == 101
-    assert knock(port, f"evil.example:{port}", f"http://evil.example:{port}") == 403  # DNS rebinding
-    assert knock(port, f"127.0.0.1:{port}", "http://evil.example") == 403
+    _, port, calls, cookie = console
+    assert knock(port, f"127.0.0.1:{port}", f"http://127.0.0.1:{port}", cookie) == 101
+    assert knock(port, f"localhost:{port}", f"http://localhost:{port}", cookie) == 101
+    assert knock(port, f"evil.example:{port}", f"http://evil.example:{port}", cookie) == 403  # DNS rebinding
+    assert knock(port, f"127.0.0.1:{port}", "http://evil.example", cookie) == 403
+    assert knock(port, f"127.0.0.1:{port}", f"http://127.0.0.1:{port}", "") == 403  # nobody signed in
     assert calls == []
