@@ -26,7 +26,7 @@ FRESH_S = 60.0  # how long an answer of the group, or its silence, is taken for 
 KNOWN_S = 86400.0  # an older answer is no reason to go on while the group is silent
 
 
-def check(kit: SiteKit, moment: str = "") -> None:
+def check(kit: SiteKit, moment: str) -> None:
     """Whether the site may take part in a round; called again within the round it says the same.
 
     moment: names the round, so that the silence of Globus is borne for one.

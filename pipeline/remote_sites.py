@@ -66,7 +66,7 @@ class RemoteSites:
     Args:
         store: path of the store that holds the kits.
         way: the way to a site, by its kit. Raises CafeError where there is none.
-        may_take_part: raises CafeError for a site that may not (any more); asked at every sending.
+        may_take_part: raises CafeError for a site that may not (any more) in the round of this name; asked at every sending.
         keys: site → public key (hexadecimal), filled with those that the operator approved.
     """
 
@@ -76,7 +76,7 @@ class RemoteSites:
         federation: str,
         *,
         way: Callable[[SiteKit], Way],
-        may_take_part: Callable[[SiteKit], None],
+        may_take_part: Callable[[SiteKit, str], None],
         keys: dict[str, str],
         poll_s: float = POLL_S,
     ) -> None:
@@ -132,7 +132,7 @@ class RemoteSites:
     def _send(self, trip: _Trip, kits: SiteKits) -> None:
         order = trip.envelope.order
         trip.kit = kit = approved(kits, self._federation, order.site)
-        self._may(kit)
+        self._may(kit, f"{order.run} {order.stage}/{order.attempt}/{order.round}")
         self._keys[order.site] = kit.site_key
         trip.way = way = trip.way or self._way(kit)
         try:
