@@ -13,8 +13,13 @@ _OPEN = "dialog open"
 
 def ask(name: str, about: str = "") -> None:
     """Open it with the next drawing of the page, which begins at once."""
-    st.session_state[_OPEN] = (name, about)
+    prepare(name, about)
     st.rerun()
+
+
+def prepare(name: str, about: str = "") -> None:
+    """Open it with the next drawing of a page that knows it."""
+    st.session_state[_OPEN] = (name, about)
 
 
 def close() -> None:

@@ -35,17 +35,32 @@ def state(site: JoinedSite) -> str:
     return f"{site.state} · {site.doing}" if site.doing else site.state
 
 
+def absence(site: JoinedSite) -> str:
+    """Why a run waits for it."""
+    return {
+        joined_sites.JOINED: "it has joined and was not heard of yet",
+        joined_sites.SILENT: f"last heard {widgets.when(site.heard)}",
+    }.get(site.state, site.state.lower())
+
+
 def badge(site: JoinedSite) -> None:
     icon, colour = _BADGES[site.state]
     st.badge(state(site), icon=f":material/{icon}:", color=colour)  # type: ignore[arg-type]
 
 
-def call(site: JoinedSite) -> None:
-    """A request that waits: who asks, and the way to decide."""
+def who_asks(site: JoinedSite, of: str = "") -> None:
+    """A request that waits, in one line."""
     consent = (site.kit.request or {}).get("consent") or {}
     who = ", ".join(str(consent[part]) for part in ("name", "role") if consent.get(part))
-    with st.container(border=True, key=f"asks {site.kit.serial}"), st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown(f":orange-badge[:material/front_hand: {site.state}] **{widgets.plain(site.name)}** asks to join · {widgets.plain(who)}")
+    where = f" {widgets.plain(of)}" if of else ""
+    mark = f":orange-badge[:material/front_hand: {site.state}]"
+    st.markdown(f"{mark} **{widgets.plain(site.name)}** asks to join{where} · {widgets.plain(who)}")
+
+
+def call(site: JoinedSite) -> None:
+    """The same, with the way to decide."""
+    with st.container(border=True, key=f"asks {site.kit.serial}"):
+        who_asks(site)
         if st.button("Look at its request", type="primary", key=f"request {site.kit.serial}", icon=":material/badge:"):
             dialogs.ask("request", site.kit.serial)
 
@@ -99,7 +114,7 @@ def _facts(site: JoinedSite) -> None:
         seen = f" · kit {widgets.plain(site.version)}, Python {widgets.plain(str(site.kit.seen.get('python', '')))}" if site.version else ""
         heard = f" · last heard {widgets.when(site.heard)}" if site.heard else " · not heard yet"
         st.markdown(f"Orders travel {widgets.plain(site.connection)}{heard}{seen}")
-        if site.kit.exchange:
+        if site.kit.exchange and not site.served_here:
             st.code(site.kit.exchange, language=None, wrap_lines=True)
 
 

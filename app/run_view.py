@@ -93,10 +93,15 @@ def buttons(seen: Overview, key: str) -> None:
             if st.button("Stop now…", icon=":material/cancel:", key=f"{key} stop now"):
                 _stop_now(run.id)
         elif seen.state != "Done" and not seen.awaits_approval:
-            if st.button("Resume", icon=":material/play_arrow:", type="primary", key=f"{key} resume"):
-                launch.resume(run.id)
-                st.rerun()
-            st.caption(f"{_resume_from(seen)} Nothing that was done is done again, and nothing is charged twice.")
+            resume(seen, key)
+
+
+def resume(seen: Overview, key: str) -> None:
+    """The button that goes on with a run, and from where."""
+    if st.button("Resume", icon=":material/play_arrow:", type="primary", key=f"{key} resume"):
+        launch.resume(seen.run.id)
+        st.rerun()
+    st.caption(f"{_resume_from(seen)} Nothing that was done is done again, and nothing is charged twice.")
 
 
 def _resume_from(seen: Overview) -> str:
@@ -148,7 +153,7 @@ def sites_table(seen: Overview) -> None:
 def _doing(site: SiteNow, active: bool) -> str:
     words = {
         "": "not asked yet",
-        "asked": "waits for its turn" if active else "was not reached",
+        "asked": "was asked, has not begun" if active else "was not reached",
         "sent": "answered",
         "vote": "votes" if active else "was voting",
         "train": "trains" if active else "was training",

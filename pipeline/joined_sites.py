@@ -15,7 +15,9 @@ from functools import cached_property
 from typing import Any
 
 from pipeline import messengers
+from pipeline.connecting import HERE
 from pipeline.federations import Federation
+from pipeline.overview import Overview
 from server_store.site_kits import SiteKit, SiteKits
 
 NOT_JOINED, EXPIRED, WAITS = "Not joined yet", "Kit expired", "Waits for you"
@@ -84,6 +86,11 @@ class JoinedSite:
         return JOINED if self.heard is None else SILENT
 
     @property
+    def served_here(self) -> bool:
+        """Whether a run serves it by a process of this machine, as it does the demo's; its home then lies here."""
+        return self.kit.connection.get("via") == HERE
+
+    @property
     def doing(self) -> str:
         """What it says it does now; "" for nothing, or not known."""
         if self.state != ONLINE or self.alive is None or not self.alive.phase:
@@ -114,7 +121,7 @@ class JoinedSite:
         via = self.kit.connection.get("via", "folder" if self.kit.exchange else "")
         if via == "globus":
             return f"through Globus Compute, to the endpoint {self.kit.connection.get('endpoint_name', '')}".rstrip()
-        return "as files in the exchange folder" if via == "folder" else "not agreed"
+        return {"folder": "as files in the exchange folder", HERE: "to a process of this machine"}.get(via, "not agreed")
 
     @property
     def _asked(self) -> dict[str, Any]:
@@ -131,12 +138,23 @@ def of(federation: Federation, kits: SiteKits) -> dict[str, JoinedSite]:
 
 def look(kit: SiteKit) -> JoinedSite:
     """One kit's site now."""
-    return JoinedSite(kit, _alive(kit) if kit.exchange and kit.state == "approved" else None, time.time())
+    lives = kit.exchange and kit.state == "approved" and kit.connection.get("via") != HERE
+    return JoinedSite(kit, _alive(kit) if lives else None, time.time())
 
 
 def asking(kits: SiteKits, federation: str | None = None) -> list[SiteKit]:
     """Kits whose sites wait for the operator's word, the newest first."""
     return [kit for kit in kits.kits(federation) if kit.state == "requested"]
+
+
+def absent(seen: Overview, kits: SiteKits) -> list[JoinedSite]:
+    """Sites of other machines that a run awaits, and that do not show that they are there."""
+    awaited = {site.name for site in seen.sites if site.open and not site.by_server}
+    newest: dict[str, JoinedSite] = {}
+    for kit in kits.kits(seen.run.name):
+        if kit.site in awaited:
+            newest.setdefault(kit.site, look(kit))
+    return [site for site in newest.values() if not site.served_here and site.state != ONLINE]
 
 
 def _alive(kit: SiteKit) -> Alive | None:

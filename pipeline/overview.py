@@ -232,7 +232,7 @@ def _waiting(sites: tuple[SiteNow, ...]) -> str:
 
 def _doing(site: SiteNow) -> str:
     if site.doing == "asked":
-        return "has its order, waits for a place to compute"
+        return "was asked, has not begun"
     return f"{site.doing} {site.done} of {site.of}" if site.of else site.doing
 
 

@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pipeline import federations, journey, launch, overview
+from pipeline import enrolling, federations, journey, launch, overview
+from pipeline.enrolling import Issued
+from pipeline.settings import SiteSettings
 from server_store.desk import Desk
 from server_store.rows import Run
 from tests.browser import Console, Operator, chromium
 from tests.federation import ROOT, Federation
+from tests.test_enrolling import Site
 
 HOSTILE = "<script>alert(1)</script>**x** :red[y] $z$ [a](http://b)"
 
@@ -83,7 +86,7 @@ def test_empty_offers_one_thing_first(cafe_home: Path) -> None:
     assert _primary(page) == ["Try the demo federation"]
     told = _told(page)
     assert "nothing leaves this machine" in told and "about ten minutes on two cores" in told and "180 MB" in told
-    assert [one.label for one in page.button] == ["Try the demo federation", "Set up a real federation"] and not page.warning
+    assert [one.label for one in page.button][:2] == ["Try the demo federation", "Set up a real federation"] and not page.warning
 
 
 def test_the_click_starts_one_run_and_lands_on_it(workers: Workers) -> None:
@@ -189,6 +192,54 @@ def test_lost_contact_is_never_shown_as_running(workers: Workers) -> None:
     told = _told(page)
     assert "Lost contact" in told and "play_circle: Running" not in told and "Needs you (1)" in told
     assert "Resume" in [one.label for one in page.button]
+
+
+def test_a_stopped_run_is_gone_on_with_by_the_one_primary_button(workers: Workers) -> None:
+    federations.create_demo()
+    desk, run, epoch = _carried()
+    desk.finish(run.id, epoch, "Stopped")
+    page = _home()
+    assert _primary(page) == ["Resume"] and "can be resumed from where it stood" in _told(page)
+    page.button(key="home resume").click().run()
+    assert not page.exception and workers.started == [run.id, run.id] and launch.store().run(run.id).state == "Queued"
+
+
+# -- sites elsewhere ---------------------------------------------------------------------------------------------------
+
+
+def _clinics() -> Issued:
+    made = federations.create("clinics", "classification", "messages to a clinic")
+    federations.save("clinics", {**made.data, "task": {**made.data["task"], "labels": ["billing", "records"]}})
+    return enrolling.issue("clinics", "hpc", "gpu")
+
+
+def test_a_site_that_asks_is_what_comes_first(cafe_home: Path, tmp_path: Path) -> None:
+    site = Site(_clinics())
+    page = _home()
+    assert "Kits are out that were not used yet: hpc" in _told(page) and _primary(page) == ["Add a site"]
+    enrolling.receive(site.ask(tmp_path / "request"))
+    page = _home()
+    assert "Needs you (1)" in _told(page) and "asks to join clinics" in _told(page) and _primary(page) == ["Look at its request"]
+    page.button(key=f"request {site.info.serial}").click().run()
+    page.switch_page("views/sites.py").run()
+    assert not page.exception and "Call the admin of hpc" in _told(page)
+
+
+def test_a_run_that_waits_names_the_sites_that_are_not_there(workers: Workers, tmp_path: Path) -> None:
+    site = Site(_clinics())
+    enrolling.receive(site.ask(tmp_path / "request"))
+    enrolling.approve(site.info.serial, site.words)
+    settings = federations.create_demo().settings()
+    joined = settings.model_copy(update={"name": "clinics", "sites": (*settings.sites, SiteSettings(name="hpc", kind="gpu"))})
+    run, desk = launch.start(joined), launch.desk()
+    epoch = desk.claim(run.id, os.getpid())
+    desk.set_state(run.id, epoch, "Waiting for sites")
+    for name in ("hpc", "oakdale"):
+        desk.set_site_progress(run.id, name, "asked", 0, 0)
+    desk.set_preference("federation", "clinics")
+    told = _told(_home())
+    assert "**hpc** is not there: it has joined and was not heard of yet" in told and "oakdale \\(was asked" in told
+    assert "Waiting for sites" in told and "**oakdale** is not there" not in told
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------

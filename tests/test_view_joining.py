@@ -284,4 +284,11 @@ def test_a_site_that_left_can_be_taken_out(site: Site, shared: Path) -> None:
 def test_a_joined_site_without_a_kit_here_is_told(clinics: Federation) -> None:
     federations.add_joined_site("clinics", "hpc", "gpu")
     page = _page(site="hpc")
-    assert "it has no kit here" in _told(page) and _states(page) == {"hpc": "not asked yet"}
+    assert "it has no kit here" in _told(page) and _states(page) == {"hpc": "no kit yet"}
+
+
+def test_before_the_demo_starts_its_clinics_say_that_they_will_join(cafe_home: Path) -> None:
+    demo = federations.create_demo()
+    federations.save("demo", {**demo.data, "sites": [{"name": "oakdale", "kind": "cpu"}]})
+    page = _page(site="oakdale")
+    assert _states(page) == {"oakdale": "joins when the demo starts"} and "as every site does" in _told(page)

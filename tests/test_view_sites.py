@@ -16,6 +16,7 @@ from pyarrow import parquet
 from streamlit.testing.v1 import AppTest
 
 from pipeline import federations, launch, site_history
+from pipeline.demo import write
 from pipeline.federations import Federation as Draft
 from server_store.ledger import Ledger
 from server_store.rows import OrderRow
@@ -27,8 +28,11 @@ TERMS = {"clip_steps": 1, "sigma_steps": 2, "unit": "client", "trust": "server"}
 
 @pytest.fixture
 def demo(cafe_home: Path, monkeypatch: pytest.MonkeyPatch) -> Draft:
+    """The demo's records and settings, each site with its data file on this machine."""
     monkeypatch.setattr(launch, "spawn", lambda run: None)
-    return federations.create_demo()
+    folder = federations.create("demo", "classification", "messages").folder
+    write(folder).replace(folder / federations.FILE)
+    return federations.get("demo")
 
 
 def _page(**query: str) -> AppTest:

@@ -5,15 +5,18 @@ Draws what ``pipeline.journey`` and ``pipeline.overview`` say; the buttons lead 
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import streamlit as st
 
-from app import downloads, frame, widgets
-from pipeline import catalogue, federations, journey, launch, overview
+from app import dialogs, downloads, frame, joined_view, run_view, widgets
+from pipeline import catalogue, enrolling, federations, joined_sites, journey, launch, overview, request_watch
 from pipeline.accounting import NO_GUARANTEE, shown
 from pipeline.journey import Journey, Step
 from pipeline.overview import Need
 from server_store.desk import Desk
 from server_store.rows import Run
+from server_store.site_kits import SiteKits
 
 WHAT = """
 A *federation* is a group of sites that may not share their data. Together they fine-tune a language model, in two stages:
@@ -27,7 +30,10 @@ DEMO = """
 Eight pretend clinics on this computer, with invented messages, teach a small real language model to which department a message
 belongs. It takes about ten minutes on two cores, after the models were fetched once (about 180 MB); nothing leaves this machine.
 """
-OWN = "You name it and say what its texts are; then you add its sites, one data file each. Nothing starts before you say so."
+OWN = """
+You name it and say what its texts are; then you add its sites: a kit for each one elsewhere, or a data file of this machine.
+Nothing starts before you say so.
+"""
 KINDS = {"classification": "Text to label, from a list that you give", "instruction": "Instruction to answer"}
 _EVENTS = 12
 _GO = "home-go"  # where a button leads, for one drawing
@@ -114,15 +120,18 @@ def _set_up() -> None:
 
 
 def _normal(every: float) -> None:
-    with widgets.guard("home"), frame.desk() as store:
+    with widgets.guard("home"), frame.desk() as store, closing(enrolling.store()) as kits:
         if frame.pace(store) != every:
             st.rerun()  # a run began or ended: look more or less often
+        wrong = request_watch.look()
         now = journey.look(store, frame.federation())
         _title(now)
-        _now(now)
-        _steps(now)
+        _now(now, kits)
+        _steps(now, asked=bool(joined_sites.asking(kits)))
         _figures(now)
-        _needs(store, now)
+        for number, error in enumerate(wrong):
+            widgets.failure_card(error, f"request {number}")
+        _needs(store, now, kits)
         _activity(store)
         _more()
 
@@ -136,29 +145,43 @@ def _title(now: Journey) -> None:
             st.badge("demo: all data is invented", icon=":material/science:", color="gray")
 
 
-def _now(now: Journey) -> None:
+def _now(now: Journey, kits: SiteKits) -> None:
     """The sentence of the moment: how far, who is awaited, and what that means; or what came out."""
     seen = now.seen
     if seen is None:
-        _draft(now)
+        _draft(now, kits)
     elif seen.run.active and seen.state != "Lost contact":
         left = f" About {widgets.span(seen.eta_s)} left." if seen.eta_s else ""
         st.progress(seen.share or 0.0, text=widgets.plain(f"{seen.sentence}{left}"))
         st.markdown(f":material/info: {journey.guide(seen)}")
         if seen.waiting_for:
             st.caption(f"Waiting for: {widgets.plain(seen.waiting_for)}")
+        for site in joined_sites.absent(seen, kits):
+            st.markdown(f":material/hourglass_top: **{widgets.plain(site.name)}** is not there: {widgets.plain(joined_view.absence(site))}")
     elif seen.state == "Done":
         _done(now)
+    elif _stopped(now):
+        st.markdown(widgets.plain(seen.sentence))
+        with st.container(horizontal=True, vertical_alignment="center"):
+            run_view.resume(seen, "home")
 
 
-def _draft(now: Journey) -> None:
+def _stopped(now: Journey) -> bool:
+    """Whether going on with the run is what comes next."""
+    return now.seen is not None and now.seen.state == "Stopped" and not now.seen.awaits_approval
+
+
+def _draft(now: Journey, kits: SiteKits) -> None:
+    out = [kit.site for kit in kits.kits(now.federation.name) if kit.state == "issued"] if now.federation else []
     if now.federation and now.federation.is_demo:
         st.markdown(DEMO)
         _demo_button(primary=True)
     elif now.sites:
         st.markdown("The sites are there. Next: plan the run, see what it costs in privacy, and start it.")
     else:
-        st.markdown("Next: add the sites that take part, one data file each.")
+        st.markdown("Next: add the sites that take part: a kit for each one elsewhere, or a data file of this machine.")
+    if out:
+        st.markdown(f":material/inventory_2: Kits are out that were not used yet: {widgets.plain(', '.join(sorted(out)))}.")
 
 
 def _done(now: Journey) -> None:
@@ -181,14 +204,15 @@ def _done(now: Journey) -> None:
             st.page_link("views/adapters.py", label="More about it", icon=":material/extension:", query_params={"run": run.id})
 
 
-def _steps(now: Journey) -> None:
+def _steps(now: Journey, *, asked: bool) -> None:
+    """``asked``: a site waits to be let in."""
     places = st.columns(len(now.steps), gap="small")
     for number, (place, step) in enumerate(zip(places, now.steps, strict=True), start=1):
         with place, st.container(border=True, height="stretch", gap="xsmall", key=f"step-card-{number}"):
             st.caption(f"{number} · {step.title}")
             _state(step.state)
             st.markdown(f"**{widgets.plain(step.number)}**")
-            _step_button(now, step, number)
+            _step_button(now, step, number, asked)
 
 
 def _state(state: str) -> None:
@@ -198,9 +222,10 @@ def _state(state: str) -> None:
         widgets.state_badge(state)
 
 
-def _step_button(now: Journey, step: Step, number: int) -> None:
+def _step_button(now: Journey, step: Step, number: int, asked: bool) -> None:
     """Of all buttons of the page one is primary: what is to be done next."""
     above = (now.seen is not None and now.seen.state == "Done") or (now.seen is None and now.federation and now.federation.is_demo)
+    above = above or _stopped(now) or (asked and now.seen is None)
     waits = not (now.seen and (now.seen.run.active or now.seen.state == "Failed"))
     primary = step.next and waits and not above
     if st.button(step.button, type="primary" if primary else "secondary", key=f"step {number}", width="stretch"):
@@ -239,11 +264,20 @@ def _privacy(now: Journey) -> tuple[str, str]:
     return NO_GUARANTEE, f"{without} of {sites} sites sent something without noise.{others}"
 
 
-def _needs(store: Desk, now: Journey) -> None:
-    found = overview.needs(store)
-    if not found:
+def _needs(store: Desk, now: Journey, kits: SiteKits) -> None:
+    found, asking = overview.needs(store), joined_sites.asking(kits)
+    if not found and not asking:
         return
-    st.subheader(f"Needs you ({len(found)})", anchor=False)
+    st.subheader(f"Needs you ({len(found) + len(asking)})", anchor=False)
+    for kit in asking:
+        with st.container(border=True, key=f"asks {kit.serial}"):
+            joined_view.who_asks(joined_sites.look(kit), of=kit.federation)
+            if st.button(
+                "Look at its request", key=f"request {kit.serial}", icon=":material/badge:", type="secondary" if now.seen else "primary"
+            ):
+                frame.open_federation(kit.federation)
+                dialogs.prepare("request", kit.serial)
+                _go("sites")
     for number, need in enumerate(found):
         run = store.run(need.run)
         if need.what == "failure" and run.error:

@@ -36,6 +36,7 @@ What a site has spent of its privacy belongs to its data: it adds up over all ru
 """
 _SMALL = 2**20  # bytes; larger files are read when asked for
 _WAITS_S = 5.0  # how often a page looks while kits are out
+_DEMO = "joins when the demo starts"
 _DID = {"vote": "voted", "train": "trained", "hello": "read its data", "result": "has the adapter"}
 
 
@@ -110,10 +111,14 @@ def _live(name: str, every: float) -> None:
 
 def _listed(store: Desk, federation: Federation, here: dict[str, Any], joined: dict[str, JoinedSite], names: list[str]) -> None:
     far = {name: joined[name] for name in names if name in joined and not here.get(name, {}).get("data")}
-    histories, now = site_history.of(store, federation, far), _doing_now(store, federation)
+    histories = site_history.of(store, federation, [name for name, site in far.items() if not site.served_here])
+    now = _doing_now(store, federation)
     checks = {name: _check(federation, here[name]) for name in names if name not in far}
     rows = [
-        _far_row(far[name], histories[name], now) if name in far else _row(here[name], histories[name], now, checks[name]) for name in names
+        _far_row(far[name], histories[name], now)
+        if name in far
+        else _row(here[name], histories[name], now, checks[name], demo=federation.is_demo)
+        for name in names
     ]
 
     def choose() -> None:
@@ -136,20 +141,20 @@ def _listed(store: Desk, federation: Federation, here: dict[str, Any], joined: d
     if wanted in far:
         joined_view.detail(far[wanted], histories[wanted], drafted=wanted in here)
     elif wanted in here:
-        _detail(here[wanted], histories[wanted], checks[wanted])
+        _detail(here[wanted], histories[wanted], checks[wanted], demo=federation.is_demo)
     elif wanted in joined:
         joined_view.detail(joined[wanted], site_history.of(store, federation, joined)[wanted], drafted=False)
     elif wanted:
         st.info(f"There is no site {widgets.plain(wanted)} in this federation.", icon=":material/info:")
 
 
-def _row(site: dict[str, Any], history: History, now: dict[str, SiteNow], check: SiteCheck | None) -> dict[str, object]:
-    name = str(site["name"])
+def _row(site: dict[str, Any], history: History, now: dict[str, SiteNow], check: SiteCheck | None, *, demo: bool) -> dict[str, object]:
+    name, never = str(site["name"]), "not asked yet" if site.get("data") else _DEMO if demo else "no kit yet"
     return {
         "Site": name,
         "Kind": KINDS.get(str(site.get("kind")), str(site.get("kind"))),
         "Where": "this machine" if site.get("data") else "elsewhere",
-        "State": _did(now.get(name), history) or "not asked yet",
+        "State": _did(now.get(name), history) or never,
         "Last answer": _last(history),
         "Records": _records(check) if site.get("data") else "",
         "Privacy spent": history.spent,
@@ -182,7 +187,7 @@ def _limit(limit: tuple[float, float] | None) -> str:
 def _did(now: SiteNow | None, history: History) -> str:
     """What it does now, else what it did last; "" where nothing was asked yet."""
     if now is not None and now.open:
-        return f"{'waits for its turn' if now.doing == 'asked' else now.doing}" + (f", {now.done} of {now.of}" if now.of else "")
+        return f"{'was asked, has not begun' if now.doing == 'asked' else now.doing}" + (f", {now.done} of {now.of}" if now.of else "")
     last = history.last
     if last is None:
         return ""
@@ -256,7 +261,7 @@ def _for_checks(checks: dict[str, SiteCheck | None]) -> str:
 # -- one site of this machine ------------------------------------------------------------------------------------------
 
 
-def _detail(site: dict[str, Any], history: History, check: SiteCheck | None) -> None:
+def _detail(site: dict[str, Any], history: History, check: SiteCheck | None, *, demo: bool) -> None:
     name = str(site["name"])
     with st.container(horizontal=True, vertical_alignment="center"):
         st.subheader(widgets.plain(name), anchor=False, width="content")
@@ -268,6 +273,8 @@ def _detail(site: dict[str, Any], history: History, check: SiteCheck | None) -> 
     if site.get("data"):
         st.caption("Data file")
         st.code(str(site["data"]), language=None, wrap_lines=True)
+    elif demo:
+        st.info("This pretend clinic joins by itself, as every site does, when the demo starts.", icon=":material/science:")
     else:
         st.info("This site is of another machine, but it has no kit here. Make one, or remove the site.", icon=":material/inventory_2:")
     site_history_view.tabs(history)
