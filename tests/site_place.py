@@ -120,6 +120,11 @@ class Place:
     def join(self, *more: str, wait: str = "0", **how: Any) -> Done:
         return self.run("join", "--answers", str(self.answers()), "--yes", "--wait", wait, *more, **how)
 
+    @property
+    def asked(self) -> list[Path]:
+        """What lies in the exchange folder for joining."""
+        return list(self.exchange.glob("*.json"))
+
     def approve(self, key: Ed25519PrivateKey | None = None, way: Connection | None = None, **changes: Any) -> Path:
         """What the operator does: read, check the proof, answer with the way that orders take."""
         request = enrolment.read_request((self.exchange / enrolment.request_name(self.info.serial)).read_bytes())
@@ -138,10 +143,9 @@ def make_place(tmp_path: Path, **changes: Any) -> Place:
     """``changes``: of what the kit says of itself."""
     folder = tmp_path / "Klinik für Übungen"
     folder.mkdir()
-    (folder / "server").mkdir()
-    server = TinyServer(folder / "server")
     exchange = folder / "austausch"
-    exchange.mkdir()
+    (exchange / "cafe-inputs").mkdir(parents=True)
+    server = TinyServer(exchange / "cafe-inputs")  # what its orders refer to lies where the site reaches it
     keys = Server(server.signing.public_key().public_bytes_raw().hex(), server.sealing.public_key().public_bytes_raw().hex())
     serial, now = SERIAL, time.time()
     plain: dict[str, Any] = {

@@ -132,7 +132,7 @@ def test_questions_at_the_prompt(place: Place) -> None:
     assert settings.data.columns == {"text": "message", "label": "department"} and settings.share_rows == "no"
     policy = load_policy(place.home / "policy.toml")
     assert (policy.max_epsilon, policy.max_epsilon_per_run, policy.allow_without_noise) == (4.0, 2.0, False)
-    for file in (path for path in [*place.home.rglob("*"), *place.exchange.rglob("*")] if path.is_file() and path.name != "site.toml"):
+    for file in (path for path in [*place.home.rglob("*"), *place.asked] if path.is_file() and path.name != "site.toml"):
         assert MARK not in file.read_text(errors="replace"), file
 
 
@@ -171,7 +171,7 @@ def test_a_list_that_leads_out_of_the_kit(place: Place, name: str) -> None:
 def test_a_wrong_code_leaves_nothing_but_a_key(place: Place) -> None:
     done = place.join(code="ABCD-EFGH-JKMN-PQRT")
     assert done.returncode == 4 and "CAFE-140" in done.stderr
-    assert not (place.home / "site.toml").exists() and not list(place.exchange.iterdir())
+    assert not (place.home / "site.toml").exists() and not place.asked
     assert place.join().returncode == 3
 
 
@@ -239,7 +239,7 @@ def test_an_answer_that_is_still_being_copied_is_waited_for(place: Place) -> Non
 def test_answers_that_cannot_be_used(place: Place, changes: dict[str, Any], status: int, code: str) -> None:
     done = place.run("join", "--answers", str(place.answers(**changes)), "--yes", "--wait", "0")
     assert done.returncode == status and code in done.stderr, done.stdout + done.stderr
-    assert not list(place.exchange.iterdir())
+    assert not place.asked
 
 
 def test_the_example_of_the_help_is_a_file_of_answers(place: Place) -> None:
@@ -380,7 +380,7 @@ def test_leaving_keeps_the_proof_and_a_site_can_come_back(joined: Place) -> None
     ask(joined, joined.server.order("north", "vote", BY_SITE))
     key = (joined.home / "site.key").read_text()
     assert joined.run("leave", typed="n\n").returncode == 0 and (joined.home / "site.key").exists()
-    assert joined.json("leave", "--yes")["remains"] == ["ledger", "log", "outbox", "policy.toml"]
+    assert joined.json("leave", "--yes")["remains"] == ["leave.json", "ledger", "log", "outbox", "paused", "policy.toml"]
     assert joined.run("status").returncode == 1
     (joined.exchange / enrolment.answer_name(joined.info.serial)).unlink()
     assert joined.join().returncode == 3
@@ -396,7 +396,7 @@ def test_the_doctor_looks_and_changes_nothing(place: Place) -> None:
     assert done.returncode == 0, done.stdout
     assert "voted with the 4 rows of the sample" in done.stdout
     assert "34 rows, 1 left out as empty" in done.stdout and "telephone numbers: 34" in done.stdout
-    assert not place.home.exists() and not list(place.exchange.iterdir())
+    assert not place.home.exists() and not place.asked
 
 
 def test_the_doctor_of_a_site_that_has_joined(joined: Place) -> None:
@@ -488,5 +488,5 @@ def test_the_command_loads_neither_torch_nor_the_server(tmp_path: Path) -> None:
 
 def test_the_seam_for_whoever_starts_the_seat(joined: Place) -> None:
     config = site_folder.joined(joined.home).seat_config(joined.home)
-    assert SeatConfig.model_validate(json.loads(config.model_dump_json())) == config
+    assert SeatConfig.model_validate_json(config.model_dump_json()) == config
     assert config.server.verify_key == joined.info.server.verify_key

@@ -198,7 +198,7 @@ def test_the_models_of_the_kit_are_on_the_shelf(place: Place) -> None:
     order = place.server.order("north", "vote", BY_SITE)
     order = replace(order, inputs=order.inputs | {"embedder": blob})
     asked = place.server.ask(order)
-    asked["transport"] |= {"output": "", "inputs": asked["transport"]["inputs"] | {"embedder": "/nowhere"}}
+    asked["transport"] |= {"output": "", "inputs": asked["transport"]["inputs"] | {"embedder": str(place.exchange / "nowhere")}}
     assert reply(place, answer(place, asked)).status == "ok"
 
 
@@ -466,7 +466,7 @@ def test_two_unix_users_share_the_folder(place: Place) -> None:
         Path(shared).chmod(0o1777)
         settings = site_folder.joined(place.home).model_copy(update={"exchange": shared})
         site_folder.save(place.home, settings)
-        exchange = Exchange(replace(place, exchange=Path(shared)))
+        exchange = Exchange(replace(place, exchange=Path(shared), server=replace(place.server, folder=Path(shared, "inputs"))))
         message_ = json.dumps(message(exchange.place)).encode()
         orders, name = exchange.orders, "1.vote.json"
         made = by_server(f"mkdir -p '{orders}' && chmod 755 '{orders}' '{orders.parent}' && cat >'{orders}/{name}'", message_)

@@ -1,6 +1,6 @@
-"""The command of a site: ``cafe-site join · doctor · status · log · outbox · limits · pause · resume · leave``.
+"""The command of a site: ``cafe-site join · doctor · start · status · log · outbox · limits · adapter · pause · resume · leave``.
 
-Knows words, terminals and exit codes. Does not know how anything is done: each verb is one call and its printing. With ``--format
+Knows the words, and the verbs by which a site joins and works; those of a site that has joined are in ``commands.py``. With ``--format
 json`` standard output holds one JSON document, and everything said on the way goes to standard error.
 Exit codes: 0 ok, 1 a check failed, 2 usage, 3 the operator has not answered yet, 4 the kit cannot be used, 5 refused for privacy.
 """
@@ -13,15 +13,15 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cafe_kit import answering, doctor, explain, host, joining, kit_folder, leaving, limits, questions, site_folder, starting
+from cafe_kit import answering, asking, commands, doctor, host, joining, kit_folder, questions, service, site_folder, starting
 from cafe_kit.engine import from_environment
 from cafe_kit.enrolment import Approval
 from cafe_kit.errors import CafeError
-from cafe_kit.policy import load_policy
-from cafe_kit.site_home import SiteHome
+from cafe_kit.site_folder import SiteSettings
 from cafe_kit.terminal import FAILED, OK, TIMEOUT, USAGE, Output, exit_code, unforeseen
 
 
@@ -64,29 +64,44 @@ def _join(options: argparse.Namespace, out: Output) -> int:
         talk = joining.Talk(out.say, lambda: _code(out), lambda info: _answers(options, out, info), tries)
         settings = joining.prepare(kit, home, talk)
         about: dict[str, Any] = {"site": settings.site, "federation": settings.federation, "words": joining.words(settings)}
-        approval = site_folder.answer(home, settings) or _asked(options, out, home, settings)
+        approval = _heard(options, out, home, settings)
         if approval is None:
-            out.end({"state": "waiting", **about, "request": str(home / joining.REQUEST)})
+            out.end({"state": "waiting", **about, "request": str(home / asking.REQUEST)})
             return TIMEOUT
         site_folder.check_let_in(approval)
-    out.end({"state": "joined", **about, "expires": approval.expires}, f"\n✅ {settings.site} has joined {settings.federation}.")
+    out.say(f"\n✅ {settings.site} has joined {settings.federation}.")
+    if _goes_on(options, out):
+        return _started(home, settings, kit.folder, out)
+    out.end({"state": "joined", **about, "expires": approval.expires}, "Orders are answered while this runs: ./cafe-site start")
     return OK
 
 
-def _asked(options: argparse.Namespace, out: Output, home: Path, settings: site_folder.SiteSettings) -> Approval | None:
-    """The operator's answer, waited for; None where files are handed over and it is not here yet."""
-    given = Path(options.approval) if options.approval else None
-    delivered = joining.deliver(home, settings)
+def _heard(options: argparse.Namespace, out: Output, home: Path, settings: SiteSettings) -> Approval | None:
+    """The operator's word, waited for; None where files are handed over and it is not here yet."""
+    if options.approval:
+        return asking.receive(home, settings, Path(options.approval))
+    if (kept := site_folder.answer(home, settings)) is not None:
+        with suppress(CafeError):  # a later word, if there is one
+            return asking.receive(home, settings) if settings.exchange else kept
+        return kept
+    delivered = asking.deliver(home, settings)
     out.say(f"\nYour four words: {joining.words(settings)}\nRead them to the operator by telephone; he approves if his are the same.")
     if not delivered:
-        out.say(f"Hand this file to the operator: {home / joining.REQUEST}\nHis answer is a file, too: cafe-site join --approval FILE")
-        return joining.receive(home, settings, given) if given else None
+        out.say(f"Hand this file to the operator: {home / asking.REQUEST}\nHis answer is a file, too: cafe-site join --approval FILE")
+        return None
     out.say("Waiting for the operator. You may stop this (Ctrl-C); cafe-site join continues.")
-    return joining.wait(home, settings, given, options.wait)
+    return asking.wait(home, settings, options.wait, out.say)
+
+
+def _goes_on(options: argparse.Namespace, out: Output) -> bool:
+    """Whether joining goes on to be at work: as said, or as a person at a terminal answers."""
+    if options.start or options.yes or options.format == "json" or not sys.stdin.isatty():
+        return bool(options.start)
+    return out.ask("Start now? It answers orders until you stop it. [Y/n] ").strip().lower() in ("", "y", "yes")
 
 
 def _code(out: Output) -> str:
-    if code := os.environ.get("CAFE_JOIN_CODE"):
+    if code := os.environ.pop("CAFE_JOIN_CODE", ""):  # and no program that is started later sees it
         return code
     if sys.stdin.isatty():
         return getpass.getpass("Join code (it is not shown): ")
@@ -130,113 +145,26 @@ def _doctor(options: argparse.Namespace, out: Output) -> int:
     return OK if fit else FAILED
 
 
-def _status(options: argparse.Namespace, out: Output) -> int:
-    home, settings = _site(options)
-    approval = site_folder.answer(home, settings)
-    state = (
-        "let in by the operator"
-        if approval and approval.approved
-        else "refused by the operator"
-        if approval
-        else "waiting for the operator"
-    )
-    policy = load_policy(home / "policy.toml")
-    done = explain.sent(home, policy.delta)
-    total = done[-1].total if done else 0.0
-    document = {
-        "federation": settings.federation,
-        "site": settings.site,
-        "state": "joined" if approval and approval.approved else "refused" if approval else "waiting",
-        "words": joining.words(settings),
-        "paused": limits.is_paused(home),
-        "answers": len(done),
-        "epsilon": total,
-        "max_epsilon": policy.max_epsilon,
-        "delta": policy.delta,
-    }
-    spent = f"ε {total:.3g}" + (f" of {policy.max_epsilon:g}" if policy.max_epsilon is not None else "") + f" at delta {policy.delta:g}"
-    out.end(
-        document,
-        f"{settings.site} in {settings.federation}: {state}{', PAUSED' if document['paused'] else ''}",
-        f"words: {document['words']}",
-        f"privacy spent: {spent}, in {len(done)} answers",
-    )
-    return OK
-
-
-def _log(options: argparse.Namespace, out: Output) -> int:
-    home, _ = _site(options)
-    lines = explain.history(home, load_policy(home / "policy.toml"), options.explain)
-    out.end(
-        lines,
-        *(f"{line['time'].replace('T', ' ')[:16]}  {line['text']}" for line in lines or [{"time": "", "text": "Nothing happened yet."}]),
-    )
-    return OK
-
-
-def _outbox(options: argparse.Namespace, out: Output) -> int:
-    home, _ = _site(options)
-    policy = load_policy(home / "policy.toml")
-    found = explain.sent(home, policy.delta)
-    if options.show is None:
-        out.end([explain.shown(item) for item in found], *(f"{item.number:6}  {explain.sentence(item, policy)}" for item in found))
-        return OK
-    item = next((item for item in found if item.number == options.show), None)
-    if item is None:
-        raise CafeError("CAFE-157", f"There is no answer number {options.show}.", "cafe-site outbox lists them.")
-    document = explain.shown(item)
-    out.end(document, explain.sentence(item, policy), *(f"   {name}: {value}" for name, value in document.items()))
-    return OK
-
-
-def _limits(options: argparse.Namespace, out: Output) -> int:
-    home, _ = _site(options)
-    policy = load_policy(home / "policy.toml")
-    if options.set:
-        policy = limits.change(home, limits.wanted(options.set), _typed)
-        SiteHome(home).log("limits", settings=" ".join(options.set)[:200])
-    done = explain.sent(home, policy.delta)
-    shown = policy.model_dump()
-    spent = f"{'spent':22} ε {done[-1].total if done else 0.0:.3g}"
-    lines = (f"{name:22} {limits.in_words(value)}" for name, value in shown.items())
-    out.end(shown | {"spent": done[-1].total if done else 0.0}, *lines, spent)
-    return OK
-
-
-def _typed(names: list[str]) -> bool:
-    """Whether a person at a terminal types the names of what is to be raised."""
-    question = f"This gives more away than before. To raise it, type: {' '.join(names)}\n> "
-    return sys.stdin.isatty() and input(question).split() == names
-
-
-def _pause(options: argparse.Namespace, out: Output) -> int:
-    home, settings = _site(options)
-    change, event = (limits.pause, "paused") if options.pause else (limits.resume, "resumed")
-    if change(home):
-        SiteHome(home).log(event)
-    told = "is paused: it refuses every order. cafe-site resume ends this." if options.pause else "answers orders again."
-    out.end({"paused": options.pause}, f"{settings.site} {told}")
-    return OK
-
-
-def _leave(options: argparse.Namespace, out: Output) -> int:
-    home, settings = _site(options)
-    if not options.yes and out.ask(f"Leave {settings.federation}? The site's key is deleted. [y/N] ").strip().lower() not in ("y", "yes"):
-        out.end({"left": False}, "Nothing was changed.")
-        return OK
-    keep = options.yes or out.ask("Keep the ledger and the log, as proof of what was sent? [Y/n] ").strip().lower() not in ("n", "no")
-    with joining.alone(home):
-        remains = leaving.leave(home, keep)
-    told = "Tell the operator; he ends the site's part at his side."
-    out.end(
-        {"left": True, "remains": remains}, f"{settings.site} has left. {told}", f"In {home} remains: {', '.join(remains) or 'nothing'}."
-    )
-    return OK
-
-
 def _start(options: argparse.Namespace, out: Output) -> int:
-    home, settings = _site(options)
-    status = starting.start(home, settings, _kit_of(options, settings), out.say, options.once)
+    home, settings = commands.the_site(options)
+    kit = commands.its_kit(options, settings)
+    if not options.service:
+        return _started(home, settings, kit, out, options.once)
+    settings = starting.with_kit(home, settings, kit)
+    starting.way(home, settings)
+    unit = service.write(home, settings)
+    lines = {"To have it started, now and at every boot:": service.to_enable(settings), "To undo this:": service.to_undo(settings)}
+    out.end(
+        {"unit": str(unit), "enable": service.to_enable(settings), "undo": service.to_undo(settings)},
+        f"Written: {unit}. Nothing was started.",
+        *([] if service.possible() else ["This machine has no systemctl; the unit is for one that has."]),
+        *(line for head, each in lines.items() for line in (head, *(f"   {command}" for command in each))),
+    )
+    return OK
+
+
+def _started(home: Path, settings: SiteSettings, kit: Path | None, out: Output, once: bool = False) -> int:
+    status = starting.start(home, settings, kit, out.say, once)
     out.end({"ended": True, "status": status})
     return status
 
@@ -248,32 +176,13 @@ def _answer(options: argparse.Namespace, out: Output) -> int:
     data = sys.stdin.buffer.read(answering.MAX_MESSAGE + 1)
     try:
         message = answering.read_message(data)
-        home, settings = _site(options)
+        home, settings = commands.the_site(options)
         told = answering.answer(home, settings, message, from_environment(), lambda *_: None)
     except Exception as error:
         told = answering.problem(error)
     wire.write(json.dumps(told, ensure_ascii=True, allow_nan=False).encode() + b"\n")
     wire.flush()
     return OK
-
-
-def _site(options: argparse.Namespace) -> tuple[Path, site_folder.SiteSettings]:
-    """The site's folder, found by the kit where there is one, and its settings. The kit's files need not be whole for that."""
-    try:
-        info = kit_folder.read_info(kit_folder.find_kit(options.kit))
-    except CafeError:
-        info = None
-    home = site_folder.site_home(info)
-    return home, site_folder.joined(home)
-
-
-def _kit_of(options: argparse.Namespace, settings: site_folder.SiteSettings) -> Path | None:
-    """The folder of the kit that this site joined with, if cafe-site runs out of it."""
-    try:
-        folder = kit_folder.find_kit(options.kit)
-        return folder if kit_folder.read_info(folder).serial == settings.serial else None
-    except CafeError:
-        return None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -296,40 +205,55 @@ def _parser() -> argparse.ArgumentParser:
     join.add_argument("--yes", action="store_true", help="do not ask whether these answers are meant")
     join.add_argument("--approval", metavar="FILE", help="the operator's answer, where files are handed over")
     join.add_argument("--wait", metavar="SECONDS", type=float, help="how long to wait for the operator (default: until stopped)")
+    join.add_argument("--start", action="store_true", help="after the approval be at work, without being asked")
     check = verb("doctor", _doctor, "Is this machine fit? Changes nothing.")
     check.add_argument("--report", metavar="FILE", help="write what may be sent to the operator")
     check.add_argument("--answers", metavar="FILE", help="look at the data that these answers name, before joining")
-    verb("status", _status, "Where this site stands.")
-    verb("log", _log, "What happened.").add_argument("--explain", action="store_true", help="in sentences")
-    outbox = verb("outbox", _outbox, "What was sent.")
-    outbox.add_argument("show", nargs="*", action=_Show, metavar="show N", help="one answer in full")
-    bounds = verb("limits", _limits, "The site's limits; lowered freely, raised only by typing it here.")
-    bounds.add_argument("set", nargs="*", action=_Set, metavar="set NAME=VALUE", help="change limits")
     begin = verb("start", _start, "Be at work: answer orders until this is stopped (Ctrl-C, SIGTERM).")
     begin.add_argument("--once", action="store_true", help="answer the orders that wait in the exchange folder, and end")
+    begin.add_argument("--service", action="store_true", help="write a systemd unit for this user instead; nothing is enabled")
     verb("answer", _answer, "Answer one order, from standard input to standard output; what a Globus Compute endpoint calls.")
-    verb("pause", _pause, "Refuse every order from now on.").set_defaults(pause=True)
-    verb("resume", _pause, "Answer orders again.").set_defaults(pause=False)
-    verb("leave", _leave, "Leave the federation; the ledger stays unless you say otherwise.").add_argument("--yes", action="store_true")
+    verb("status", commands.status, "Where this site stands.")
+    verb("log", commands.log, "What happened.").add_argument("--explain", action="store_true", help="in sentences")
+    outbox = verb("outbox", commands.show_outbox, "What was sent, and what waits for your word.")
+    outbox.add_argument(
+        "act", nargs="*", action=_OutboxAct, metavar="show N | approve N | refuse N", help="one answer: in full, let out, kept in"
+    )
+    outbox.add_argument("--all", action="store_true", help="with approve: all that wait")
+    bounds = verb("limits", commands.show_limits, "The site's limits; lowered freely, raised only by typing it here.")
+    bounds.add_argument(
+        "act", nargs="*", action=_LimitsAct, metavar="set NAME=VALUE | restore", help="change limits; a policy.toml that is gone"
+    )
+    taken = verb("adapter", commands.show_adapter, "The adapters that the operator sent; checked, and copied where you want one.")
+    taken.add_argument("--run", help="of this run")
+    taken.add_argument("--to", metavar="FOLDER", help="copy it, as a PEFT folder, to this new folder")
+    verb("pause", commands.pause, "Refuse every order from now on.").set_defaults(pause=True)
+    verb("resume", commands.pause, "Answer orders again.").set_defaults(pause=False)
+    verb("leave", commands.leave, "Leave the federation; the ledger stays unless you say otherwise.").add_argument(
+        "--yes", action="store_true"
+    )
     return parser
 
 
-class _Show(argparse.Action):
-    """``show N``, or nothing."""
+class _OutboxAct(argparse.Action):
+    """``show N``, ``approve N``, ``approve`` (with --all), ``refuse N``, or nothing: the word and the number."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
-        if values and (len(values) != 2 or values[0] != "show" or not values[1].isdecimal()):
-            parser.error("write: outbox show N")
-        namespace.show = int(values[1]) if values else None
+        word, *numbers = values or ("",)
+        most = {"": (0,), "show": (1,), "approve": (0, 1), "refuse": (1,)}
+        if len(numbers) not in most.get(word, ()) or not all(map(str.isdecimal, numbers)):
+            parser.error("write: outbox show N, approve N, approve --all, or refuse N")
+        namespace.act = word, int(numbers[0]) if numbers else None
 
 
-class _Set(argparse.Action):
-    """``set NAME=VALUE ...``, or nothing."""
+class _LimitsAct(argparse.Action):
+    """``set NAME=VALUE ...``, ``restore``, or nothing."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
-        if values and (len(values) < 2 or values[0] != "set" or not all("=" in value for value in values[1:])):
-            parser.error("write: limits set NAME=VALUE ...")
-        namespace.set = values[1:]
+        word, *settings = values or ("",)
+        if not ((word == "set" and settings and all("=" in each for each in settings)) or (word in ("", "restore") and not settings)):
+            parser.error("write: limits set NAME=VALUE ..., or limits restore")
+        namespace.act, namespace.settings = word, settings
 
 
 if __name__ == "__main__":

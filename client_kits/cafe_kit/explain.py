@@ -23,7 +23,7 @@ from cafe_kit.policy import Policy
 
 _FIRST_VALUES = 24
 _EVENTS = {
-    "refused": "Refused an order: {code} {sentence}",
+    "refused": "Refused an order: {code}. {sentence}",
     "failed": "Could not finish an order ({error}).",
     "asked": "Asked the operator to join.",
     "joined": "Joined the federation.",
@@ -155,14 +155,19 @@ def history(home: Path, policy: Policy, explained: bool) -> list[dict[str, str]]
     return sorted(lines, key=lambda line: line["time"])
 
 
+def last_order(home: Path, policy: Policy) -> dict[str, str] | None:
+    """The newest line of the history that is about an order, answered or not."""
+    lines = [
+        {"time": str(event.get("time", "")), "text": _told(event)} for event in _events(home) if event.get("event") in ("refused", "failed")
+    ]
+    lines += [{"time": item.charge.time, "text": sentence(item, policy)} for item in sent(home, policy.delta)[-1:]]
+    return max(lines, key=lambda line: line["time"], default=None)
+
+
 def _told(event: dict[str, Any]) -> str:
     words = _EVENTS.get(str(event.get("event")), "Noted: {event}.")
-    return words.format_map(
-        {
-            name: str(value)[:200]
-            for name, value in {"code": "", "error": "", "settings": "", "sentence": "", "release": "", **event}.items()
-        }
-    )
+    told = {"code": "", "error": "", "settings": "", "sentence": "", "release": "", **event}
+    return words.format_map({name: str(value)[:200] for name, value in told.items()}).rstrip()
 
 
 def _events(home: Path) -> Iterator[dict[str, Any]]:

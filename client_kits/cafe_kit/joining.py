@@ -1,7 +1,7 @@
-"""Joining: the kit is checked, the questions are answered, the request is made, the operator's answer is waited for.
+"""Joining: the kit is checked, the questions are answered, the limits and the request are written.
 
-Knows the order of these acts and how to continue where they stopped. Does not know how questions are put (``questions.py``) or what
-the documents prove (``enrolment.py``). Every act leaves its file before the next begins; each can be repeated.
+Knows the order of these acts and how to continue where they stopped. Does not know how questions are put (``questions.py``), how the
+request travels (``asking.py``) or what the documents prove (``enrolment.py``). Every act leaves its file before the next begins.
 """
 
 from __future__ import annotations
@@ -9,25 +9,22 @@ from __future__ import annotations
 import fcntl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cafe_kit import data_look, doctor, kit_folder, limits, machine, site_folder
+from cafe_kit import asking, data_look, doctor, kit_folder, limits, machine, site_folder
 from cafe_kit import enrolment as documents
-from cafe_kit.enrolment import Approval, JoinRequest, KitInfo
+from cafe_kit.asking import ANSWER, REQUEST
+from cafe_kit.enrolment import JoinRequest, KitInfo
 from cafe_kit.errors import CafeError
 from cafe_kit.kit_folder import Kit
-from cafe_kit.policy import TEMPLATE, load_policy
+from cafe_kit.policy import TEMPLATE, Policy, load_policy
 from cafe_kit.questions import Answers
 from cafe_kit.release import seal_file
 from cafe_kit.seat_config import ServerKeys
 from cafe_kit.site_folder import SiteSettings, one_line
 from cafe_kit.site_home import SiteHome
-
-POLL_S = 2.0
-_PATIENCE = 5  # looks at an answer that is not whole: somebody may be copying it
-REQUEST, ANSWER = "request.json", "answer.json"
 
 
 @dataclass(frozen=True)
@@ -56,20 +53,20 @@ def prepare(kit: Kit, home: Path, talk: Talk) -> SiteSettings:
             )
         site_folder.check_key(home, settings)
         if not (home / REQUEST).is_file():
-            raise CafeError("CAFE-158", "The request in the site's folder is missing.", "Leave first (cafe-site leave), then join again.")
+            raise _no_request()
         return settings
     kit_folder.check_time(kit.info)
-    code, exchange = _opened(kit.info, talk)
+    code, address = _opened(kit.info, talk)
     answers = talk.answers(kit.info)
-    return _apply(kit, home, talk, code, exchange, answers)
+    return _apply(kit, home, talk, code, address, answers)
 
 
-def _opened(info: KitInfo, talk: Talk) -> tuple[str, str]:
-    """The code, and the exchange folder that it opens. A person may mistype it."""
+def _opened(info: KitInfo, talk: Talk) -> tuple[str, dict[str, str]]:
+    """The code, and the places that it opens. A person may mistype it."""
     for left in reversed(range(talk.tries)):
         code = talk.code()
         try:
-            return code, documents.open_address(info.sealed, code, info.serial).get("exchange", "")
+            return code, documents.open_address(info.sealed, code, info.serial)
         except CafeError as error:
             if not left:
                 raise
@@ -77,7 +74,7 @@ def _opened(info: KitInfo, talk: Talk) -> tuple[str, str]:
     raise ValueError("at least one try")
 
 
-def _apply(kit: Kit, home: Path, talk: Talk, code: str, exchange: str, answers: Answers) -> SiteSettings:
+def _apply(kit: Kit, home: Path, talk: Talk, code: str, address: dict[str, str], answers: Answers) -> SiteSettings:
     info = kit.info
     source_checks = doctor.data_checks(answers.source(), info.task)
     for line in doctor.lines(source_checks):
@@ -91,17 +88,20 @@ def _apply(kit: Kit, home: Path, talk: Talk, code: str, exchange: str, answers: 
         serial=info.serial,
         site_key=site.verify_key,
         share_rows=answers.limits.share_rows,
-        exchange=exchange,
+        exchange=address.get("exchange", ""),
+        links=asking.sealed_links(address, site, info.serial),
         kit=str(kit.folder),
         data=answers.data,
         server=ServerKeys(verify_key=info.server.verify_key, seal_key=info.server.seal_key),
         consent=answers.consent,
         task=info.task,
     )
-    (home / ANSWER).unlink(missing_ok=True)
+    for name in (ANSWER, asking.SENT, asking.LEAVE):
+        (home / name).unlink(missing_ok=True)
     _write_policy(home, answers)
     seal_file(home / REQUEST, _request(settings, home, site, documents.proof_key(code, info.serial)))
     site_folder.save(home, settings)  # last: with it the joining continues instead of beginning
+    limits.resume(home)  # a site that has left before was paused by that
     site.log("asked", site=info.site)
     return settings
 
@@ -151,88 +151,29 @@ def words(settings: SiteSettings) -> str:
     return "-".join(documents.words(settings.server.verify_key, settings.site_key, settings.serial))
 
 
-def deliver(home: Path, settings: SiteSettings) -> bool:
-    """Put the request where the operator looks for it; False where there is no such folder and it has to be handed over."""
-    folder = Path(settings.exchange) if settings.exchange else None
-    if folder is None or not folder.is_absolute() or not folder.is_dir():
-        return False
-    target = folder / documents.request_name(settings.serial)
-    data = (home / REQUEST).read_bytes()
-    with suppress(OSError):
-        if target.read_bytes() == data:
-            return True
-    try:
-        seal_file(target, data)
-        target.chmod(0o644)  # the operator reads it with another account; it holds nothing secret
-    except (CafeError, OSError):
-        raise CafeError(
-            "CAFE-159", "The request could not be put into the exchange folder.", f"Hand the file over instead: {home / REQUEST}"
-        ) from None
-    return True
-
-
-def receive(home: Path, settings: SiteSettings, given: Path | None) -> Approval | None:
-    """The operator's answer if it is there, as a file given by hand or in the exchange folder. It is checked, then kept.
+def restore_limits(home: Path, settings: SiteSettings) -> Policy:
+    """Write the policy anew as it was consented to on joining; for one that is gone. What was changed since is not in it.
 
     Raises:
-        CafeError: CAFE-101, 102, 103, 148 (not this server's answer to this site), 159 (a given file cannot be read).
+        CafeError: CAFE-157 when there is one, CAFE-158 when the request that tells is missing, CAFE-101, 102 when it was altered.
     """
-    data = _found(settings, given)
-    if not data:
-        return None
-    approval = documents.check_approval(data, settings.server.verify_key, settings.serial, settings.site_key)
-    seal_file(home / ANSWER, data)
-    SiteHome(home).log("joined" if approval.approved else "not let in")
-    return approval
-
-
-def renew(home: Path, settings: SiteSettings) -> None:
-    """Take what the operator says after his yes, from the exchange folder: of two answers the later one counts.
-
-    Raises:
-        CafeError: what lies there is not this server's answer to this site.
-    """
-    data = _found(settings, None)
-    if not data or data == (home / ANSWER).read_bytes():
-        return
-    later = documents.check_approval(data, settings.server.verify_key, settings.serial, settings.site_key)
-    kept = site_folder.answer(home, settings)
-    if kept is None or later.made > kept.made:
-        seal_file(home / ANSWER, data)
-        SiteHome(home).log("joined" if later.approved else "not let in")
-
-
-def _found(settings: SiteSettings, given: Path | None) -> bytes:
-    place = given or (Path(settings.exchange) / documents.answer_name(settings.serial) if settings.exchange else None)
-    if place is None:
-        return b""
+    path = home / "policy.toml"
+    if path.exists():
+        raise CafeError("CAFE-157", "policy.toml is there; nothing was changed.", "Take it away first, or: cafe-site limits set NAME=VALUE")
     try:
-        with place.open("rb") as file:
-            return file.read(documents.MAX_BYTES + 1)
+        request = documents.read_request((home / REQUEST).read_bytes())
     except OSError:
-        if given is not None:
-            raise CafeError("CAFE-159", "The file with the answer cannot be read.", "Check its path.") from None
-        return b""
+        raise _no_request() from None
+    if request.site_key != settings.site_key:
+        raise CafeError("CAFE-102", "The request in the site's folder is another site's.", "Restore policy.toml from a backup.")
+    agreed = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(request.limits).items()}
+    seal_file(path, limits.edited(TEMPLATE, agreed).encode())
+    SiteHome(home).log("limits", settings="as consented to on joining")
+    return load_policy(path)
 
 
-def wait(home: Path, settings: SiteSettings, given: Path | None, seconds: float | None) -> Approval:
-    """The answer, waited for.
-
-    Raises:
-        CafeError: CAFE-155 when it did not come in time; else as ``receive``.
-    """
-    stop, odd = None if seconds is None else time.monotonic() + seconds, 0
-    while True:
-        try:
-            if (approval := receive(home, settings, given)) is not None:
-                return approval
-        except CafeError as error:
-            odd += 1
-            if error.code != "CAFE-101" or given is not None or odd >= _PATIENCE:
-                raise
-        if stop is not None and time.monotonic() >= stop:
-            raise CafeError("CAFE-155", "The operator has not answered yet.", "Run cafe-site join again: it continues here.")
-        time.sleep(POLL_S if stop is None else max(0.0, min(POLL_S, stop - time.monotonic())))
+def _no_request() -> CafeError:
+    return CafeError("CAFE-158", "The request in the site's folder is missing.", "Leave first (cafe-site leave), then join again.")
 
 
 @contextmanager

@@ -1,29 +1,71 @@
-"""Leaving: what is deleted at the site, and what remains as proof.
+"""Leaving: what is running ends, the operator is told by a signed document, what is secret is deleted, and the proof remains.
 
-Knows which files are which. Does not tell the operator: there is no way to him but the person. A ledger that is deleted takes the
-memory of what was spent with it; a site that joins again then starts from nothing, which is why it is kept by default.
+Knows which files are which. A ledger that is deleted takes the memory of what was spent with it; a site that joins again then starts
+from nothing, which is why it is kept by default.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+from cafe_kit import asking, instance, limits, site_folder
+from cafe_kit.answering import mail_folder
 from cafe_kit.doctor import LOCK
+from cafe_kit.errors import CafeError
 from cafe_kit.policy import PAUSED
+from cafe_kit.site_folder import SiteSettings
 from cafe_kit.site_home import SiteHome
 
-_ALWAYS = ("site.key", "site.toml", "request.json", "answer.json", PAUSED, LOCK, "venv")  # venv: of the kit's launcher
-_PROOF = ("ledger", "outbox", "log", "policy.toml")
+_ALWAYS = (
+    *("site.key", "site.toml", asking.REQUEST, asking.ANSWER, asking.SENT, LOCK, instance.LOCK),
+    *("models", "endpoint", "endpoint-venv", "venv"),  # venv: of the kit's launcher
+)
+_PROOF = ("ledger", "outbox", "log", "policy.toml", "adapters", asking.LEAVE, PAUSED)
 
 
-def leave(home: Path, keep: bool) -> list[str]:
-    """Delete key, settings and papers; ledger, outbox, log and policy only if not ``keep``. What remains, by name."""
+@dataclass(frozen=True)
+class Left:
+    """``told``: the operator was told; else ``leave.json`` is handed to him. ``remains``: what is left in the site's folder."""
+
+    told: bool
+    remains: list[str]
+
+
+def leave(home: Path, settings: SiteSettings, keep: bool) -> Left:
+    """End what runs, tell the operator, delete key, settings and papers; what proves and what came only if not ``keep``.
+
+    The site stays paused: whatever still computes for it finds that out before it charges or sends.
+
+    Raises:
+        CafeError: CAFE-117 when a start does not end; nothing is deleted then.
+    """
+    limits.pause(home)
+    instance.end(home)
+    told = False
+    with suppress(CafeError):  # without its key it can tell nobody, but leave all the same
+        site_folder.check_key(home, settings)
+        told = asking.say_left(home, settings)
+    if settings.exchange:
+        _delete_own(mail_folder(settings))
     SiteHome(home).log("left")
     for name in (*_ALWAYS, *(() if keep else _PROOF)):
-        path = home / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    return sorted(path.name for path in home.iterdir())
+        _delete(home / name)
+    return Left(told, sorted(path.name for path in home.iterdir()))
+
+
+def _delete_own(folder: Path) -> None:
+    """The site's part of the exchange folder, if it is the site's."""
+    with suppress(OSError):
+        if folder.lstat().st_uid == os.getuid() and not folder.is_symlink():
+            shutil.rmtree(folder)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -50,6 +50,7 @@ class SiteSettings(BaseModel):
     site_key: Hash
     share_rows: ShareRows = "no"
     exchange: str = ""  # the folder that both sides reach; "" where files are handed over
+    links: str = ""  # for joining through an object store, sealed to the site's own key
     kit: str = ""  # where the kit was unzipped when the site last joined or started
     data: DataConfig
     server: ServerKeys
@@ -60,9 +61,13 @@ class SiteSettings(BaseModel):
         return DataSource(path=Path(self.data.path), format=self.data.format, columns=dict(self.data.columns))
 
     def seat_config(self, home: Path) -> SeatConfig:
-        """What a seat is started with for this site: the kit's models are on its shelf, and what was fetched before."""
+        """What a seat is started with for this site: the kit's models are on its shelf, and what was fetched before.
+
+        Orders are about the task that was consented to, and name no file outside of the exchange folder.
+        """
         shelf = ([str(Path(self.kit) / "models")] if self.kit else []) + [str(home / "models")]
-        return SeatConfig(site=self.site, kind=self.kind, home=str(home), data=self.data, server=self.server, shelf=shelf)
+        about = {"task": self.task, "reach": [self.exchange] if self.exchange else [], "shelf": shelf}
+        return SeatConfig(site=self.site, kind=self.kind, home=str(home), data=self.data, server=self.server, **about)
 
 
 def site_home(kit: KitInfo | None) -> Path:

@@ -6,7 +6,6 @@ Does not know files (``mailbox.py``), answers (``answering.py``) or Globus Compu
 
 from __future__ import annotations
 
-import importlib.util
 import resource
 import signal
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cafe_kit import connection, instance, joining, site_folder
+from cafe_kit import asking, connection, instance, site_folder
 from cafe_kit.answering import Answering, problem
 from cafe_kit.connection import Connection, Folder
 from cafe_kit.engine import Engine, from_environment
@@ -63,20 +62,19 @@ def start(home: Path, settings: SiteSettings, kit: Path | None, say: Say, once: 
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     site_folder.check_key(home, settings)
-    settings = _with_kit(home, settings, kit)
+    settings = with_kit(home, settings, kit)
     with instance.alone(home):
         found = way(home, settings)
         if isinstance(found, Folder):
             with _until_a_signal(say):
                 _by_folder(home, settings, from_environment(), say, once)
             return 0
-        if importlib.util.find_spec("cafe_kit.endpoint") is None:
-            raise CafeError("CAFE-129", "This kit cannot be reached through Globus Compute.", "Ask the operator for a newer kit.")
-        endpoint: Any = importlib.import_module("cafe_kit.endpoint")
-        return int(endpoint.run(home, settings, found, Path(settings.kit) if settings.kit else None, say))
+        from cafe_kit import endpoint
+
+        return endpoint.run(home, settings, found, Path(settings.kit) if settings.kit else None, say)
 
 
-def _with_kit(home: Path, settings: SiteSettings, kit: Path | None) -> SiteSettings:
+def with_kit(home: Path, settings: SiteSettings, kit: Path | None) -> SiteSettings:
     """The site's settings, which know where its kit lies now: it may have been moved, or replaced by a newer one."""
     if kit is None or str(kit) == settings.kit:
         return settings
@@ -142,8 +140,8 @@ def _has_left(home: Path, settings: SiteSettings) -> bool:
 
 def _hear_operator(home: Path, settings: SiteSettings) -> None:
     """What he says after his yes: another time until which it holds, or a no. Raises as ``site_folder.let_in``."""
-    with suppress(CafeError):  # what is not his, or not whole, changes nothing
-        joining.renew(home, settings)
+    with suppress(CafeError):  # what is not his, or not whole, changes nothing; the kept answer is judged below
+        asking.receive(home, settings)
     site_folder.let_in(home, settings)
 
 
