@@ -109,8 +109,8 @@ def _connection(kit: SiteKit) -> tuple[Connection, dict[str, Any]]:
             f"{kit.site!r} has no confidential client of Globus yet, so it cannot be let in.",
             f"Make one or paste one: `cafe globus client {kit.site}`; then approve.",
         )
-    function = globus_compute.function_id(home(), client)
     service: Literal["", "local"] = "local" if kit.connection.get("service") else ""
+    function = globus_compute.function_id(home(), client, service)
     told = GlobusCompute(client, str(secret["client_secret"]), function, str(kit.connection["endpoint_name"]), service=service)
     return told, {"function_id": function}
 

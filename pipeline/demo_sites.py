@@ -39,7 +39,7 @@ def seat_config(kit: SiteKit) -> SeatConfig | None:
     if kit.connection.get("via") != HERE:
         return None
     place = Path(str(kit.connection["home"]))
-    return site_folder.joined(place).seat_config(place)
+    return site_folder.joined(place).seat_config(place).model_copy(update={"reach": None})  # the run's own folder is the exchange
 
 
 def _join(federation: Federation, site: str, kind: str) -> None:

@@ -5,6 +5,7 @@ Knows: names, places and the server's public keys. Does not know what they are u
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -71,7 +72,7 @@ def load_host_config(data: Any) -> HostConfig:
         CafeError: CAFE-136, naming the setting.
     """
     try:
-        return HostConfig.model_validate(data)
+        return HostConfig.model_validate_json(json.dumps(data))
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"]) or "file"
         raise CafeError("CAFE-136", f"The site's configuration is not as agreed: '{where}'.", "Make the kit again.") from None
