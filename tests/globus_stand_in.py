@@ -2,8 +2,8 @@
 
 Knows clients (confidential, by id and secret), functions, endpoints, tasks, heartbeats, and failures on demand (``POST /control``). Does
 not know what a function does: it hands tasks to real endpoints through a real RabbitMQ. What it leaves out: policies, groups, quotas,
-credentials for each endpoint. In the test's process: ``with stand_in(amqp_url) as running``; alone:
-``python -m tests.globus_stand_in AMQP_URL [PORT]``, and it prints its URL.
+credentials for each endpoint. In the test's process: ``with stand_in(amqp_url) as running``, without a URL for tests that play the
+endpoint themselves; alone: ``python -m tests.globus_stand_in AMQP_URL [PORT]``, and it prints its URL.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Endpoint:
 @dataclass
 class TaskRecord:
     owner: str
-    function: str
+    packed: str  # the arguments, as they came
     done: dict[str, Any] = field(default_factory=dict)
 
 
@@ -85,6 +85,7 @@ class Knobs:
     delay_submit_s: float = 0.0  # the task is taken at once, the answer comes late
     not_online: int = 0  # submits that are refused although the endpoint is there
     check_owner: bool = True  # False: leave it to the endpoint to refuse a stranger
+    check_allowed: bool = True  # False: leave it to the endpoint to refuse a function
 
 
 class Service:
@@ -101,17 +102,22 @@ class Service:
         self._lock, self._heartbeat = threading.RLock(), threading.Condition()
         self._stop = threading.Event()
         self._listener = threading.Thread(target=self._listen, daemon=True)
+        if amqp_url:
+            self._declare_all()
+            self._listener.start()
+
+    def _declare_all(self) -> None:
         with self._channel() as channel:
             for name, kind in (("commands", "direct"), ("tasks", "direct"), ("results", "topic"), ("heartbeats", "topic")):
                 channel.exchange_declare(name, kind, durable=True)
             for name in ("results", "heartbeats"):
                 channel.queue_declare(name, durable=True)
                 channel.queue_bind(name, name, f"*.{name}")
-        self._listener.start()
 
     def close(self) -> None:
         self._stop.set()
-        self._listener.join()
+        if self.amqp_url:
+            self._listener.join()
 
     def new_client(self) -> tuple[str, str]:
         """A confidential client as an operator registers it: id and secret."""
@@ -157,8 +163,9 @@ class Service:
             raise Refused(403, "FORBIDDEN", "This endpoint belongs to somebody else.")
         made = known or str(uuid.uuid4())
         self.endpoints[made] = Endpoint(made, who, asked)
-        with self._channel() as channel:
-            self._declare(channel, "commands", f"{made}.commands")
+        if self.amqp_url:
+            with self._channel() as channel:
+                self._declare(channel, "commands", f"{made}.commands")
         return {
             "endpoint_id": made,
             "command_queue_info": {"connection_url": self.amqp_url, "exchange": "commands", "queue": f"{made}.commands"},
@@ -191,10 +198,9 @@ class Service:
         if self.knobs.not_online > 0 or not core.online:
             self.knobs.not_online = max(0, self.knobs.not_online - 1)
             raise Refused(409, "ENDPOINT_NOT_ONLINE", f"Endpoint {endpoint} is not online.")
-        user = self._user_endpoint(who, core, asked)
-        made = {
-            function: [self._task(who, user, function, packed, asked) for packed in calls] for function, calls in asked["tasks"].items()
-        }
+        user = self._user_endpoint(who, core, asked) if self.amqp_url else ""
+        calls = asked["tasks"].items()
+        made = {function: [self._task(who, user, function, packed, asked) for packed in each] for function, each in calls}
         time.sleep(self.knobs.delay_submit_s)
         return {"tasks": made, "task_group_id": str(uuid.uuid4()), "request_id": str(uuid.uuid4()), "endpoint_id": endpoint}
 
@@ -213,7 +219,7 @@ class Service:
         if found is None or found.owner != who:
             raise Refused(404, "FUNCTION_NOT_FOUND", "There is no such function.")
         allowed = core.data.get("allowed_functions")
-        if allowed is not None and function not in allowed:
+        if self.knobs.check_allowed and allowed is not None and function not in allowed:
             raise Refused(403, "FUNCTION_NOT_PERMITTED", f"Function {function} not permitted on endpoint {core.id}")
 
     def _user_endpoint(self, who: str, core: Endpoint, asked: dict[str, Any]) -> str:
@@ -244,7 +250,9 @@ class Service:
 
     def _task(self, who: str, user: str, function: str, packed: str, asked: dict[str, Any]) -> str:
         task = str(uuid.uuid4())
-        self.tasks[task] = TaskRecord(who, function)
+        self.tasks[task] = TaskRecord(who, packed)
+        if not self.amqp_url:
+            return task
         specification = json.dumps(asked.get("resource_specification"))
         headers = {"function_uuid": function, "task_uuid": task, "resource_specification": specification}
         headers["result_serializers"] = asked.get("result_serializers") or []
@@ -252,6 +260,11 @@ class Service:
         with self._channel() as channel:
             channel.basic_publish("tasks", f"{user}.tasks", body, pika.BasicProperties(headers=headers, delivery_mode=2))
         return task
+
+    def settle(self, task: str, result: str = "", exception: str = "") -> None:
+        """What becomes of a task, as a test says that plays the endpoint."""
+        told = {"status": "failed", "exception": exception} if exception else {"status": "success", "result": result}
+        self.tasks[task].done = {"completion_t": str(time.time()), **told}
 
     # AMQP
 
@@ -308,13 +321,8 @@ class Service:
                 self._keep(result)
 
     def _keep(self, result: Result) -> None:
-        done: dict[str, Any] = {
-            "completion_t": str(time.time()),
-            "details": {key: str(value) for key, value in (result.details or {}).items()},
-        }
-        done |= {"status": "failed", "exception": result.data} if result.is_error else {"status": "success", "result": result.data}
-        if (task := self.tasks.get(str(result.task_id))) is not None:
-            task.done = done
+        if str(result.task_id) in self.tasks:
+            self.settle(str(result.task_id), **{"exception" if result.is_error else "result": result.data})
 
 
 def _packed(buffer: str) -> str:
@@ -453,7 +461,7 @@ class StandIn:
 
 
 @contextlib.contextmanager
-def stand_in(amqp_url: str, port: int = 0) -> Iterator[StandIn]:
+def stand_in(amqp_url: str = "", port: int = 0) -> Iterator[StandIn]:
     """The service on loopback, as long as the block."""
     service = Service(amqp_url)
     server = _Server(("127.0.0.1", port), type("Handler", (_Handler,), {"service": service}))

@@ -364,6 +364,7 @@ def test_nobody_elses_process_is_touched(home: Path, tmp_path: Path) -> None:
     mark = f"GLOBUS_COMPUTE_USER_DIR={home}/endpoint"
     other = subprocess.Popen(["sleep", "60"], env={"GLOBUS_COMPUTE_USER_DIR": f"{home}/endpoint2", "X": f"a{mark}"})
     own = subprocess.Popen(["sleep", "60"], env={"GLOBUS_COMPUTE_USER_DIR": f"{home}/endpoint"})
+    job = subprocess.Popen(["sleep", "60"], env={"GLOBUS_COMPUTE_USER_DIR": f"{home}/endpoint", "SLURM_JOB_ID": "7"})
     try:
         until(lambda: leftovers.marked(mark))
         assert list(leftovers.marked(mark)) == [own.pid] and leftovers.orphans(mark) == []  # its parent, this test, lives
@@ -372,6 +373,6 @@ def test_nobody_elses_process_is_touched(home: Path, tmp_path: Path) -> None:
         assert own.wait(timeout=5) == -signal.SIGTERM and other.poll() is None
         thread.join()
     finally:
-        for process in (other, own):
+        for process in (other, own, job):
             process.kill()
             process.wait()

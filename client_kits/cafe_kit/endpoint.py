@@ -67,7 +67,7 @@ def run(home: Path, settings: SiteSettings, connection: GlobusCompute, kit_folde
     """
     prepare(home, settings, connection, kit_folder, say)
     mark, wait_s = f"GLOBUS_COMPUTE_USER_DIR={_user_dir(home)}", _FIRST_WAIT_S
-    leftovers.end(leftovers.orphans(mark))
+    leftovers.end(list(leftovers.marked(mark)))  # of an earlier start that was killed
     log = SiteHome(home).log
     say(f"{settings.site} answers orders of {settings.federation} through Globus Compute. Ctrl-C ends this.")
     with _asked_to_end() as ended:
@@ -233,8 +233,7 @@ def _configure(home: Path, connection: GlobusCompute, chosen: EndpointSettings, 
     """Write the four files that Globus's program reads."""
     quick = connection.service == "local"
     work = _for_orders(home, chosen, kit_folder)
-    job = {name: value for name, value in work.items() if name != "GLOBUS_COMPUTE_USER_DIR"}
-    site = endpoint_settings.in_template(chosen, job, quick)
+    site = endpoint_settings.in_template(chosen, work, quick)
     words = {
         "name": json.dumps(connection.endpoint_name),
         "function": connection.function_id,

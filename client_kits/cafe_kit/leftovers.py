@@ -13,17 +13,23 @@ from contextlib import suppress
 from pathlib import Path
 
 _PATIENCE_S = 5.0
+_JOBS = ("SLURM_JOB_ID", "PBS_JOBID")  # a job of a batch system inherits the mark, and is looked after by the batch system
 
 
 def marked(mark: str) -> dict[int, int]:
-    """Processes of this user whose environment holds the line ``mark`` (NAME=value), with their parents."""
+    """Processes of this user whose environment holds the line ``mark`` (NAME=value), with their parents; not those of other jobs."""
     found: dict[int, int] = {}
-    wanted = b"\0" + mark.encode() + b"\0"
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError, IndexError):  # it ended just now, or is somebody else's
-            if wanted in b"\0" + (folder / "environ").read_bytes():
+            lines = (folder / "environ").read_bytes().split(b"\0")
+            if mark.encode() in lines and not _of_another_job(lines):
                 found[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
     return found
+
+
+def _of_another_job(lines: list[bytes]) -> bool:
+    jobs = {line.decode(errors="replace") for line in lines if line.startswith(tuple(f"{name}=".encode() for name in _JOBS))}
+    return not jobs <= {f"{name}={os.environ.get(name)}" for name in _JOBS}
 
 
 def orphans(mark: str) -> list[int]:
