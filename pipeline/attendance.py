@@ -6,6 +6,7 @@ Knows greetings and their quorum. Does not know rounds, votes or training, nor h
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from cafe_kit.errors import CafeError
@@ -17,7 +18,8 @@ from pipeline.context import RunContext
 from pipeline.settings import SiteSettings
 from pipeline.sites import Envelope, Host
 
-_HELLO_S = 300.0  # a site of this machine may have to read its data; a joined one that is away is waited for as long
+_HELLO_S, _JOINED_HELLO_S = 300.0, 45.0  # a site of this machine may be slow to read its data; a joined one may be away, and is asked again
+_WAIT_S = 3600.0  # for the quorum
 
 
 def join_demo(ctx: RunContext) -> None:
@@ -72,47 +74,66 @@ def _first_policy(seat_home: Path) -> None:
 def greet(ctx: RunContext) -> None:
     """Every site says that it is there and can read its data.
 
-    A site of this machine that cannot at the start ends the start, by name. A joined one may be away: the run goes on while enough others
-    are there for each stage's quorum.
+    A site of this machine that cannot at the start ends the start, by name. Joined ones may be away: the run waits for them until each
+    stage has its quorum, and goes on without the others, which are asked again in each round.
+
+    Raises:
+        CafeError: what a site of this machine says; CAFE-187 when too few came in time.
     """
-    envelopes = []
-    for site in ctx.settings.sites:
-        order = Order(ctx.run, 1, 1, 0, site.name, ctx.plan.task, PrivacyTerms("none"), {}, HelloParams())
-        envelopes.append(Envelope(order, sign(order, ctx.keys.signing), Transport({}, str(ctx.folder / "inbox" / "hello"), _HELLO_S)))
     here: set[str] = set()
-    tell = ctx.progress("every site is asked whether it is there")
+    told: dict[str, str] = {}
+    began = time.monotonic()
     ctx.store.set_state(ctx.run, ctx.epoch, "Waiting for sites")
-    for site in ctx.settings.sites:
-        ctx.at_site(site.name, "asked")
-    for number, answer in enumerate(ctx.sites.ask(envelopes), start=1):
-        tell(number, len(envelopes))
-        ctx.at_site(answer.order.site, "sent" if answer.reply is not None and answer.reply.status == "ok" else "failed")
-        if answer.reply is not None and answer.reply.status == "ok":
-            ctx.keep(f"site/{answer.order.site}", None, key=ctx.site_keys[answer.order.site])
-            here.add(answer.order.site)
-        elif answer.order.site in ctx.settings.joined:
-            ctx.say(f"is not there: {answer.code} {answer.sentence}", level="warning", site=answer.order.site)
-        else:
+    while True:
+        _ask_who_is_here(ctx, here, told)
+        lacking = _lacking(ctx, here)
+        if not lacking:
+            break
+        if time.monotonic() - began > _WAIT_S or not set(ctx.settings.joined) - here:
             raise CafeError(
-                answer.code or "CAFE-123",
-                f"Site {answer.order.site!r}: {answer.sentence}",
-                "Mend the site's data or settings, then resume the run.",
+                "CAFE-187",
+                f"{lacking}, and these are not there: {', '.join(site.name for site in ctx.settings.sites if site.name not in here)}.",
+                "Let their admins start them (`./cafe-site start`), then resume the run; `cafe site doctor SITE` finds a broken link.",
             )
-    _check_enough(ctx, here)
+        ctx.may_stop()
     ctx.store.set_state(ctx.run, ctx.epoch, "Running")
 
 
-def _check_enough(ctx: RunContext, here: set[str]) -> None:
-    """Raises CAFE-187 where a stage would lack its quorum from the start."""
+def _ask_who_is_here(ctx: RunContext, here: set[str], told: dict[str, str]) -> None:
+    """Greet everybody who has not answered yet; ``told``: what was said of those that are away, so that it is said once."""
+    asked = [site for site in ctx.settings.sites if site.name not in here]
+    envelopes = []
+    for site in asked:
+        order = Order(ctx.run, 1, 1, 0, site.name, ctx.plan.task, PrivacyTerms("none"), {}, HelloParams())
+        transport = Transport({}, str(ctx.folder / "inbox" / "hello"), _HELLO_S if site.data is not None else _JOINED_HELLO_S)
+        envelopes.append(Envelope(order, sign(order, ctx.keys.signing), transport))
+        ctx.at_site(site.name, "asked")
+    tell = ctx.progress("every site is asked whether it is there")
+    tell(len(here), len(ctx.settings.sites))
+    for answer in ctx.sites.ask(envelopes):
+        name = answer.order.site
+        fit = answer.reply is not None and answer.reply.status == "ok"
+        ctx.at_site(name, "sent" if fit else "failed")
+        if fit:
+            ctx.keep(f"site/{name}", None, key=ctx.site_keys[name])
+            here.add(name)
+            tell(len(here), len(ctx.settings.sites))
+        elif name not in ctx.settings.joined:
+            raise CafeError(
+                answer.code or "CAFE-123", f"Site {name!r}: {answer.sentence}", "Mend the site's data or settings, then resume the run."
+            )
+        elif told.get(name) != (why := f"is not there: {answer.code} {answer.sentence}"):
+            told[name] = why
+            ctx.say(why, level="warning", site=name)
+
+
+def _lacking(ctx: RunContext, here: set[str]) -> str:
+    """Which stage would lack its quorum; "" for none."""
     for stage, kind in ((1, "cpu"), (2, "gpu")):
         names = ctx.settings.names(kind)
         if names and len(here.intersection(names)) < ctx.settings.quorum(stage):
-            away = ", ".join(name for name in names if name not in here)
-            raise CafeError(
-                "CAFE-187",
-                f"Stage {stage} needs {ctx.settings.quorum(stage)} of its {len(names)} sites, and these are not there: {away}.",
-                "Let their admins start them (`./cafe-site start`), then resume the run; `cafe site doctor SITE` finds a broken link.",
-            )
+            return f"Stage {stage} needs {ctx.settings.quorum(stage)} of its {len(names)} sites"
+    return ""
 
 
 def hand_over(ctx: RunContext, folder: Path) -> None:

@@ -37,7 +37,7 @@ def test_both_stages_and_the_adapter_at_every_site(joined: Joined) -> None:
     assert {site["name"]: site["answered"] for site in results["sites"]} == {"north": 3, "south": 3, "lab": 4}
     final = joined.adapter(run)
     for name in KINDS:
-        (got,) = joined.sites[name].json("adapter")["results"]
+        (got,) = joined.sites[name].json("adapter")
         assert got["run"] == run
         to = joined.folder / f"for {name}"
         assert joined.sites[name].command("adapter", "--run", run, "--to", str(to)).returncode == 0
