@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cafe_kit import connection
 from cafe_kit.connection import Connection, Folder, GlobusCompute
-from cafe_kit.enrolment import answer_name, request_name
+from cafe_kit.enrolment import answer_name, leaving_name, request_name
 from cafe_kit.errors import CafeError
 from cafe_kit.orders import MAX_BYTES
 
@@ -60,15 +60,16 @@ def address(serial: str, via: str | None, exchange: str, seconds: float) -> dict
     return {
         "request_url": store.url_put(_key(request_name(serial)), None, seconds),
         "answer_url": store.url_get(_key(answer_name(serial)), seconds),
+        "leave_url": store.url_put(_key(leaving_name(serial)), None, seconds),
     }
 
 
-def fetch_request(kit: SiteKit) -> bytes | None:
-    """The request that a site has left in the object store, a little more than may be at most; None while there is none."""
+def fetch(kit: SiteKit, name: str) -> bytes | None:
+    """What a site has left in the object store under this name, a little more than may be at most; None while there is nothing."""
     store = _object_store() if kit.connection.get("via") == "globus" and not kit.exchange else None
     if store is None:
         return None
-    key = _key(request_name(kit.serial))
+    key = _key(name)
     size = store.size(key)
     return None if size is None else store.read(key, min(size, MAX_BYTES + 1))
 
@@ -80,6 +81,12 @@ def post_answer(kit: SiteKit, data: bytes) -> None:
         store.put(_key(answer_name(kit.serial)), data)
         with suppress(CafeError):
             store.delete(_key(request_name(kit.serial)))
+
+
+def forget(kit: SiteKit) -> None:
+    """The site takes part no longer: its service account's secret is not kept."""
+    if client := kit.connection.get("client_id"):
+        Vault(home()).drop(f"globus.{client}")
 
 
 def sealed(kit: SiteKit) -> dict[str, Any]:

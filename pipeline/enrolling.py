@@ -146,17 +146,44 @@ def received(federation: str | None = None) -> tuple[list[Waiting], list[CafeErr
     found: list[Waiting] = []
     wrong: list[CafeError | StoreError] = []
     for kit in listed(federation):
-        if kit.state not in ("issued", "requested"):
-            continue
-        file = Path(kit.exchange) / enrolment.request_name(kit.serial)
         try:
-            data = _bytes(file) if kit.exchange and file.is_file() else connecting.fetch_request(kit)
-            if data is not None:
+            if kit.state == "approved" and (data := _lying_there(kit, enrolment.leaving_name(kit.serial))) is not None:
+                take_leave(data)
+            if kit.state in ("issued", "requested") and (data := _lying_there(kit, enrolment.request_name(kit.serial))) is not None:
                 found.append(take(data))
         except (CafeError, StoreError) as error:
-            error.message = f"The request for {kit.site!r} of {kit.federation!r} was not taken: {error.message}"
+            error.message = f"What came for {kit.site!r} of {kit.federation!r} was not taken: {error.message}"
             wrong.append(error)
     return found, wrong
+
+
+def take_leave(data: bytes) -> SiteKit:
+    """A site says, signed, that it has left: it is asked nothing from now on.
+
+    Raises:
+        CafeError: CAFE-101 to 103 (no such document), CAFE-148 (of another site than its kit). StoreError: CAFE-147.
+    """
+    leaving = enrolment.read_leaving(data)
+    kits = store()
+    kit = kits.kit(leaving.serial)
+    if (leaving.federation, leaving.site, leaving.site_key) != (kit.federation, kit.site, kit.site_key):
+        raise CafeError("CAFE-148", "This farewell is of another site than its kit.", "Ask the site's admin whether it has left.")
+    if kit.state != "approved":
+        return kit
+    federations.remove_joined_site(kit.federation, kit.site)
+    connecting.forget(kit)
+    return kits.leave(kit.serial, _now())
+
+
+def receive_leave(file: Path) -> SiteKit | None:
+    """As ``take_leave``, of a file that was handed over; None where it is another document."""
+    data = _bytes(file)
+    try:
+        return take_leave(data)
+    except CafeError as error:
+        if error.code in ("CAFE-101", "CAFE-103"):
+            return None
+        raise
 
 
 def waiting(serial: str) -> Waiting:
@@ -195,9 +222,12 @@ def revoke(serial: str, reason: str = "", by: str = "") -> Path | None:
     """Take a kit back. A site that waits for an answer gets one, and its file is returned. Raises StoreError CAFE-146, 147."""
     waits = store().kit(serial).state == "requested"
     kit = store().revoke(serial, by, reason or "The operator took the kit back.", _now())
-    if kit.request is not None:
-        federations.remove_joined_site(kit.federation, kit.site)
-    return _answer(kit) if waits else None
+    if kit.request is None:
+        return None
+    federations.remove_joined_site(kit.federation, kit.site)
+    answer = _answer(kit)  # it finds a no where it looked for its yes
+    connecting.forget(kit)
+    return answer if waits else None
 
 
 def listed(federation: str | None = None) -> list[SiteKit]:
@@ -300,6 +330,14 @@ def _target(to: Path | None, federation: str, name: str) -> Path:
     if not path.parent.is_dir():
         raise CafeError("CAFE-137", f"The folder {path.parent} is not there.", "Make it, or name another with --to.")
     return path
+
+
+def _lying_there(kit: SiteKit, name: str) -> bytes | None:
+    """What a site has left for us in its exchange folder, or in the object store."""
+    file = Path(kit.exchange) / name
+    if kit.exchange:
+        return _bytes(file) if file.is_file() else None
+    return connecting.fetch(kit, name)
 
 
 def _bytes(file: Path) -> bytes:

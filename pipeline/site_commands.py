@@ -97,7 +97,10 @@ def receive(
     file: Annotated[Path | None, typer.Argument(help="what the site sent; without it, whatever lies in the exchange folders")] = None,
     format: AsFormat = Format.text,
 ) -> None:
-    """Take in a site's request, check it, and show what to compare before approving it."""
+    """Take in a site's request, check it, and show what to compare before approving it; or its word that it has left."""
+    if file and (left := enrolling.receive_leave(file)):
+        _answered(left, None, format)
+        return
     found, wrong = ([enrolling.receive(file)], []) if file else enrolling.received()
     if format is Format.json:
         told = [{"code": error.code, "message": error.message, "hint": error.hint} for error in wrong]

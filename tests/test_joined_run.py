@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cafe_kit.errors import CafeError
 
 from pipeline import delivery, enrolling
 from tests.federation import Federation
@@ -110,3 +112,24 @@ def test_a_site_that_refuses_does_not_end_the_run(tmp_path: Path, monkeypatch: p
         assert joined.sites["south"].json("outbox") == []
     finally:
         joined.stop()
+
+
+def test_a_site_that_leaves_is_out_and_a_revoked_one_reads_why(joined: Joined) -> None:
+    assert joined.sites["north"].command("leave", "--yes").returncode == 0
+    found, wrong = enrolling.received("tiny")
+    assert (found, wrong) == ([], []) and enrolling.find("north").state == "left"
+    enrolling.revoke(enrolling.find("south").serial, "the contract has ended")
+    assert "the contract has ended" in joined.sites["south"].command("join", "--wait", "0").stderr
+    assert joined.sites["south"].json("status")["state"] == "refused"
+
+
+def test_a_farewell_counts_only_from_the_site_itself(joined: Joined, tmp_path: Path) -> None:
+    north, south = joined.sites["north"], enrolling.find("south")
+    assert north.command("leave", "--yes").returncode == 0
+    forged = json.loads(next(joined.exchange.glob("*.leave.json")).read_text())
+    forged["document"] |= {"serial": south.serial, "site": "south"}
+    file = tmp_path / "forged.json"
+    file.write_text(json.dumps(forged))
+    with pytest.raises(CafeError, match="CAFE-102"):
+        enrolling.receive_leave(file)
+    assert enrolling.find("south").state == "approved"
