@@ -176,6 +176,8 @@ def told() -> Iterator[None]:
         yield
     except globus_sdk.NetworkError as error:
         raise _away(type(error).__name__) from None
+    except (KeyError, TypeError, ValueError):  # a login page of a network in between, say
+        raise _away("the answer is not one of Globus") from None
     except globus_sdk.GlobusAPIError as error:
         if error.http_status >= 500 or error.http_status == 429:
             raise _away(f"HTTP {error.http_status}") from None

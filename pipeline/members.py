@@ -79,17 +79,22 @@ def bind(serial: str, email: str) -> SiteKit:
 
 def sites_of(federation: str, person: groups.Member) -> list[str]:
     """The sites whose kits were issued to this member and are good, by name."""
+    mails = {person.email.lower(), person.username.lower()} - {""}
+    issued = [(kit.site, kit.connection["member"]) for kit in _good(federation) if kit.connection.get("member")]
+    return [site for site, member in issued if member["identity_id"] == person.identity or member["email"].lower() in mails]
+
+
+def untied(federation: str) -> dict[str, str]:
+    """Sites whose kits are good and were issued to nobody: name and serial."""
+    return {kit.site: kit.serial for kit in _good(federation) if not kit.connection.get("member")}
+
+
+def _good(federation: str) -> list[SiteKit]:
     kits = SiteKits(home() / "store.db")
     try:
-        good = [kit for kit in kits.kits(federation) if kit.state in ("issued", "requested", "approved") and kit.connection.get("member")]
+        return [kit for kit in kits.kits(federation) if kit.state in ("issued", "requested", "approved")]
     finally:
         kits.close()
-    mails = {person.email.lower(), person.username.lower()} - {""}
-    return [
-        kit.site
-        for kit in good
-        if kit.connection["member"]["identity_id"] == person.identity or kit.connection["member"]["email"].lower() in mails
-    ]
 
 
 def remove(federation: str, name: str) -> groups.Member:

@@ -10,8 +10,10 @@ import base64
 import hashlib
 import html
 import json
+import re
 import secrets
 import time
+import urllib.request
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
@@ -132,6 +134,17 @@ class GlobusAuth(HttpStandIn):
             raise Refused(403, "FORBIDDEN", "the token lacks a scope")
         return grant
 
+    def code_for(self, address: str, person: Person) -> str:
+        """What a person copies from the page to which this address leads him, when he has signed in and consented."""
+        before, self.automatic = self.automatic, person
+        try:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address, timeout=10) as page:
+                found = re.search(r"id='auth-code'>([^<]+)<", page.read().decode())
+        finally:
+            self.automatic = before
+        assert found, "no code was shown"
+        return found[1]
+
     def expire(self) -> None:
         """All access tokens are old now; refresh tokens are not."""
         for grant in self.tokens.values():
@@ -190,7 +203,7 @@ class GlobusAuth(HttpStandIn):
             kept = self.refresh.get(wish.get("refresh_token", ""))
             if kept is None or kept.application != app.id:
                 raise Refused(400, "invalid_grant", "the refresh token is not active")
-            return {**self._one(kept), "refresh_token": wish["refresh_token"]}
+            return {**self._one(kept), "refresh_token": wish["refresh_token"], "other_tokens": []}
         if kind != "authorization_code":
             raise Refused(400, "unsupported_grant_type")
         grant = self.codes.pop(wish.get("code", ""), None)  # a code works once

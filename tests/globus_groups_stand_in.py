@@ -6,10 +6,18 @@ Errors of single identities come in an answer with HTTP 200, as the real service
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from tests.globus_auth_stand_in import GlobusAuth
+import pytest
+
+from pipeline import globus_login, globus_settings
+from pipeline.globus_settings import GlobusSettings
+from pipeline.vault import Vault
+from tests.globus_auth_stand_in import Application, GlobusAuth, Person
 from tests.http_stand_in import Answer, Refused, Request
 
 ALL = "urn:globus:auth:scope:groups.api.globus.org:all"
@@ -136,3 +144,30 @@ class Globus(GlobusAuth):
     def _document(self, group: Group, viewer: str) -> dict[str, Any]:
         mine = [group.members[viewer]] if viewer in group.members else []
         return {"id": group.id, "name": group.name, "description": group.description, "policies": group.policies, "my_memberships": mine}
+
+
+@contextmanager
+def globus_at(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Globus]:
+    """The service for this process and those that it starts; the home knows a public application of it."""
+    with Globus() as service:
+        for name, value in service.environment.items():
+            monkeypatch.setenv(name, value)
+        globus_settings.write(home, GlobusSettings(public=service.application("Café au Lait, by code").id))
+        yield service
+
+
+def own_application(service: Globus, home: Path, redirect: str = "") -> Application:
+    """The server's own application, with its secret in the vault."""
+    own = service.application("Café au Lait, server", confidential=True, redirects=(redirect,) if redirect else ())
+    globus_settings.write(home, replace(globus_settings.read(home), confidential=own.id, redirect=redirect))
+    Vault(home).put(globus_settings.application_secret(own.id), {"client_secret": own.secret})
+    return own
+
+
+def signs_in(service: Globus, home: Path, username: str) -> Person:
+    """Somebody new, by code, at a terminal."""
+    person = service.person(username)
+    flow = globus_login.begin(home)
+    globus_login.finish(home, flow.id, service.code_for(flow.url, person))
+    globus_settings.remember_account(home, person.id)
+    return person
