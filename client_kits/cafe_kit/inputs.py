@@ -1,66 +1,34 @@
 """What an order refers to: files and folders, known by hash and size before a byte of them is used.
 
-Knows: names, sizes, SHA-256. Does not know what is inside. To extend: other ways to fetch (URLs) come in ``fetch``;
-what it returns was checked, whatever the way.
+Knows where they may come from: a path, or a link to an object store. Does not know what is inside. What ``fetch`` and ``fetch_folder``
+return was checked, whatever the way.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from cafe_kit import links
 from cafe_kit.errors import CafeError
+from cafe_kit.hashes import hash_file, hash_folder
 from cafe_kit.orders import Blob
-from cafe_kit.parcels import unpack
+from cafe_kit.shelf import Shelf
 
-_Marks = tuple[tuple[str, int, int], ...]
-_known: dict[tuple[str, _Marks], Blob] = {}
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+__all__ = ["fetch", "fetch_folder", "hash_file", "hash_folder"]
 
 
-def hash_folder(folder: Path) -> Blob:
-    """One hash for a folder of files, as for a model: the same on every machine that holds the same files.
-
-    SHA-256 over ``name NUL size NUL sha256 LF`` of every regular file below ``folder``, sorted by name (POSIX, relative,
-    UTF-8); names with a part that begins with a dot are left out. ``size`` is the sum of sizes in bytes. The answer is
-    kept in this process for as long as names, sizes and times of change stay as they are.
+def fetch(name: str, where: str, blob: Blob, longest_s: float = links.LONGEST_S) -> bytes:
+    """The bytes of input ``name``, read once and checked against ``blob``; what comes by a link is in memory alone.
 
     Raises:
-        OSError: a file cannot be read, or ``folder`` is none.
+        CafeError: CAFE-106 when it cannot be read, CAFE-107 when hash or size differ; of a link, CAFE-161 to 163.
     """
-    files = _files(folder)
-    marks = tuple((name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in files)
-    key = (str(folder.resolve()), marks)
-    if key not in _known:
-        digest = hashlib.sha256()
-        for (name, path), (_, size, _) in zip(files, marks, strict=True):
-            digest.update(f"{name}\0{size}\0{hash_file(path)}\n".encode())
-        _known[key] = Blob(sha256=digest.hexdigest(), size=sum(size for _, size, _ in marks))
-    return _known[key]
-
-
-def _files(folder: Path) -> list[tuple[str, Path]]:
-    if not folder.is_dir():
-        raise NotADirectoryError(str(folder))
-    found = ((path.relative_to(folder), path) for path in folder.rglob("*") if path.is_file())
-    return sorted((name.as_posix(), path) for name, path in found if not any(part.startswith(".") for part in name.parts))
-
-
-def fetch(name: str, where: str, blob: Blob) -> bytes:
-    """The bytes of input ``name``, read once and checked against ``blob``.
-
-    Raises:
-        CafeError: CAFE-106 when it cannot be read, CAFE-107 when hash or size differ.
-    """
+    if links.is_link(where):
+        return links.fetch(where, blob, longest_s)
     try:
         descriptor = os.open(where, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not hang the site
         with os.fdopen(descriptor, "rb") as file:
@@ -77,38 +45,28 @@ def fetch(name: str, where: str, blob: Blob) -> bytes:
     return data
 
 
-def fetch_folder(name: str, where: str, blob: Blob, shelf: Sequence[Path] = ()) -> Path:
+def fetch_folder(name: str, where: str, blob: Blob, shelf: Sequence[Path] = (), longest_s: float = links.LONGEST_S) -> Path:
     """The folder of input ``name`` (a model), checked against ``blob``; one on the ``shelf`` serves as well as the one meant.
 
+    ``where``: the folder itself, a parcel of it (``parcels``), or a link to one; what comes in a parcel is kept in the shelf's last place.
+
     Raises:
-        CafeError: CAFE-106 when it cannot be read, CAFE-107 when hash or size differ.
+        CafeError: CAFE-106 when it cannot be read, 107 when hash or size differ, 164 without room, 165; of a link, CAFE-161 to 163.
     """
-    for folder in (folder for place in shelf if place.is_dir() for folder in sorted(place.iterdir()) if folder.is_dir()):
-        if hash_folder(folder) == blob:
-            return folder
+    kept = Shelf(shelf) if shelf else None
+    if kept and (found := kept.find(blob)) is not None:
+        return found
     try:
-        folder = _unpacked(Path(where), blob, shelf[-1]) if shelf and Path(where).is_file() else Path(where)
-        found = hash_folder(folder)
+        if kept and links.is_link(where):
+            return kept.fetch(where, blob, longest_s)
+        if kept and Path(where).is_file():
+            return kept.take(Path(where), blob)
+        same = hash_folder(Path(where)) == blob
     except (OSError, ValueError):
         raise _missing(name) from None
-    if found != blob:
+    if not same:
         raise _different(name)
-    return folder
-
-
-def _unpacked(parcel: Path, blob: Blob, shelf: Path) -> Path:
-    """The parcel's folder on the shelf, under the hash that it must have; another gets no name."""
-    target = shelf / blob.sha256
-    beside = shelf / f".{blob.sha256}.{os.getpid()}.part"
-    try:
-        shelf.mkdir(mode=0o700, parents=True, exist_ok=True)
-        shutil.rmtree(beside, ignore_errors=True)
-        unpack(parcel, beside, blob.size)
-        if hash_folder(beside) == blob and not target.exists():
-            beside.rename(target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return target
+    return Path(where)
 
 
 def _missing(name: str) -> CafeError:

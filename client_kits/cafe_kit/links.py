@@ -33,7 +33,7 @@ _BLOCK, _REASON = 2**20, 4096
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 _DAMAGED = {"BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch", "InvalidDigest"}
 _BROKEN = (OSError, http.client.HTTPException)
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}  # faults of this machine, not of the network
 _WHOLE_TRIES = 3
 _T = TypeVar("_T")
 
@@ -227,7 +227,7 @@ def _patiently(act: Callable[[], _T], progress: Callable[[], int] = lambda: 0, l
         except _Passing as error:
             why = error.why
         except _BROKEN as error:
-            if getattr(error, "errno", None) in _DISK:
+            if getattr(error, "errno", None) in DISK:
                 raise
             why = "cannot be reached"
         if progress() > before:

@@ -76,9 +76,10 @@ def load_inputs(order: Order, transport: Transport, shelf: Sequence[Path] = ()) 
     ``shelf``: folders of this machine that hold models, looked through first; what has to be fetched is kept in the last one.
 
     Raises:
-        CafeError: CAFE-106 (not there), CAFE-107 (not what the order names), CAFE-111 and CAFE-112 (candidates).
+        CafeError: CAFE-106 (not there), CAFE-107 (not what the order names), CAFE-111 and CAFE-112 (candidates); what ``inputs`` raises.
     """
-    return {name: _LOADERS[name](name, transport.inputs[name], blob, shelf) for name, blob in order.inputs.items()}
+    until = transport.deadline_s
+    return {name: _LOADERS[name](name, transport.inputs[name], blob, shelf, until) for name, blob in order.inputs.items()}
 
 
 def check_finite(result: Mapping[str, np.ndarray]) -> None:
@@ -88,23 +89,23 @@ def check_finite(result: Mapping[str, np.ndarray]) -> None:
             raise CafeError("CAFE-403", f"Training diverged: '{name}' is not finite any more.", "Lower learning_rate, or add warmup_steps.")
 
 
-def _adapter(name: str, where: str, blob: Blob, _: Sequence[Path]) -> dict[str, np.ndarray]:
+def _adapter(name: str, where: str, blob: Blob, _: Sequence[Path], longest_s: float) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
     try:
-        return load(inputs.fetch(name, where, blob))
+        return load(inputs.fetch(name, where, blob, longest_s))
     except (SafetensorError, KeyError, ValueError):
         raise CafeError("CAFE-107", "The adapter is not a safetensors file.", "Ask the operator to send the order again.") from None
 
 
-def _candidates(name: str, where: str, blob: Blob, _: Sequence[Path]) -> Any:
+def _candidates(name: str, where: str, blob: Blob, _: Sequence[Path], longest_s: float) -> Any:
     from cafe_kit.vote import candidates_from_bytes
 
-    return candidates_from_bytes(inputs.fetch(name, where, blob))
+    return candidates_from_bytes(inputs.fetch(name, where, blob, longest_s))
 
 
-_LOADERS: dict[str, Callable[[str, str, Blob, Sequence[Path]], Any]] = {
+_LOADERS: dict[str, Callable[[str, str, Blob, Sequence[Path], float], Any]] = {
     "base_model": inputs.fetch_folder,
     "embedder": inputs.fetch_folder,
     "adapter": _adapter,
