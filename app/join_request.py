@@ -12,7 +12,7 @@ from cafe_kit.enrolment import JoinRequest
 from cafe_kit.orders import MAX_BYTES
 
 from app import dialogs, downloads, frame, widgets
-from pipeline import enrolling
+from pipeline import accounting, enrolling
 from pipeline.enrolling import Waiting
 from server_store.site_kits import SiteKit
 
@@ -20,7 +20,7 @@ _ASKED = {"hello": "greet", "vote": "vote in stage 1", "train": "train in stage 
 _STATES = {"approved": "It has joined.", "refused": "It was refused.", "revoked": "Its kit was revoked.", "left": "It has left."}
 
 
-@st.dialog("A site asks to join", width="large", on_dismiss=dialogs.close)
+@st.dialog("A site asks to join", width="medium", on_dismiss=dialogs.close)
 def decide(serial: str) -> None:
     with widgets.guard("request"):
         found = enrolling.waiting(serial)
@@ -30,6 +30,8 @@ def decide(serial: str) -> None:
             _word(found)
         else:
             decided(found.kit)
+            if found.kit.state in ("approved", "refused", "revoked"):
+                answer(found.kit)
             if st.button("Close", key="request-close"):
                 dialogs.done()
 
@@ -37,7 +39,8 @@ def decide(serial: str) -> None:
 def facts(asked: JoinRequest) -> None:
     """What the site says of itself, in lines that a narrow screen holds. Texts come from the site and show as they were typed."""
     host, limits, consent = asked.host, asked.limits, asked.consent
-    most = "no limit over all runs" if limits.max_epsilon is None else f"ε {limits.max_epsilon:g} at δ {limits.delta:g} over all runs"
+    delta = accounting.shown(limits.delta)
+    most = "no limit over all runs" if limits.max_epsilon is None else f"ε {limits.max_epsilon:g} at δ {delta} over all runs"
     per_run = f", ε {limits.max_epsilon_per_run:g} in one run" if limits.max_epsilon_per_run else ""
     without = "allows runs without noise" if limits.allow_without_noise else "refuses runs without noise"
     lines = {
@@ -58,13 +61,14 @@ def _word(found: Waiting) -> None:
     said = st.text_input("Four words that the admin reads to you", key=f"words {serial}", live=True, autocomplete="off")
     heard = re.findall(r"[a-z]+", said.lower())
     with st.container(horizontal=True, vertical_alignment="center"):
-        if st.button("Let it in", type="primary", key="let-in", disabled=len(heard) != 4, icon=":material/how_to_reg:"):
-            with widgets.guard("let in"):
-                enrolling.approve(serial, said, frame.operator())
-                st.rerun()
+        let_in = st.button("Let it in", type="primary", key="let-in", disabled=len(heard) != 4, icon=":material/how_to_reg:")
         shown = st.toggle(
             "Show the words of this side", key=f"show {serial}", help="After he has read his: only then do they prove anything."
         )
+    if let_in:
+        with widgets.guard("let in"):
+            enrolling.approve(serial, said, frame.operator())
+            st.rerun()
     if shown:
         st.markdown(f"This server computes: **{' · '.join(found.words)}**")
     with st.expander("Refuse it", icon=":material/block:"):
@@ -76,20 +80,22 @@ def _word(found: Waiting) -> None:
 
 
 def decided(kit: SiteKit) -> None:
-    """What was decided, by whom, and how the answer reaches the site."""
-    by = f", {widgets.when(kit.decided)}" + (f", by {widgets.plain(kit.decided_by)}" if kit.decided_by else "")
+    """What was decided, when and by whom."""
+    by = f" by {widgets.plain(kit.decided_by)}" if kit.decided_by else ""
     reason = f" Reason: {widgets.plain(kit.reason)}" if kit.reason else ""
-    st.markdown(f"**{_STATES.get(kit.state, kit.state)}** Decided{by}.{reason}")
-    if kit.state not in ("approved", "refused", "revoked"):
-        return
+    st.markdown(f"**{_STATES.get(kit.state, kit.state)}** Decided {widgets.when(kit.decided)}{by}.{reason}")
+
+
+def answer(kit: SiteKit) -> None:
+    """How what was decided reaches the site."""
+    via = kit.connection.get("via")
     if kit.exchange:
         st.caption("The answer lies in the exchange folder; the site finds it there.")
-    elif kit.connection.get("via") == "globus":
+        return
+    if via == "globus":
         st.caption("The answer lies in the object store; the site finds it there.")
-    if not kit.exchange:
-        address = downloads.kit_url(kit.serial, "answer.json")
-        st.link_button("Download the answer", address, icon=":material/download:")
-        st.caption("To hand it over by hand. The site takes it in with: ./cafe-site join --approval FILE")
+    st.link_button("Download the answer", downloads.kit_url(kit.serial, "answer.json"), icon=":material/download:")
+    st.caption("To be handed over by hand. The site takes it in with: ./cafe-site join --approval FILE")
 
 
 @st.dialog("A request came as a file", on_dismiss=dialogs.close)

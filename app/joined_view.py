@@ -80,6 +80,8 @@ def detail(site: JoinedSite, history: History, *, drafted: bool) -> None:
         return
     if not site.waits:  # its request stands above the list
         join_request.decided(site.kit)
+        if site.kit.request and (site.state in (joined_sites.JOINED, joined_sites.REFUSED)) and not site.served_here:
+            join_request.answer(site.kit)  # it may not have come yet
     _facts(site)
     if history.orders or history.charges or site.joined:
         site_history_view.tabs(history)
@@ -113,7 +115,12 @@ def _facts(site: JoinedSite) -> None:
     if site.joined:
         seen = f" · kit {widgets.plain(site.version)}, Python {widgets.plain(str(site.kit.seen.get('python', '')))}" if site.version else ""
         heard = f" · last heard {widgets.when(site.heard)}" if site.heard else " · not heard yet"
-        st.markdown(f"Orders travel {widgets.plain(site.connection)}{heard}{seen}")
+        way = (
+            f"Orders travel {widgets.plain(site.connection)}"
+            if site.connection
+            else ":material/warning: No way leads to it: make a new kit"
+        )
+        st.markdown(f"{way}{heard}{seen}")
         if site.kit.exchange and not site.served_here:
             st.code(site.kit.exchange, language=None, wrap_lines=True)
 

@@ -62,7 +62,7 @@ def _make(
         dialogs.ask("made")
 
 
-@st.dialog("The kit is made", width="large", dismissible=False)
+@st.dialog("The kit is made", width="medium", dismissible=False)
 def made() -> None:
     """What the operator hands over and what he tells, shown once."""
     issued: Issued | None = st.session_state.get(_MADE)

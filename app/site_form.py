@@ -18,7 +18,7 @@ EARLY = "Records are counted as soon as the task is described: its labels belong
 _ELSEWHERE, _HERE = "On another machine, with a kit", "On this machine, with a data file"
 
 
-@st.dialog("Add a site", width="large", on_dismiss=dialogs.close)
+@st.dialog("Add a site", width="medium", on_dismiss=dialogs.close)
 def add(name: str) -> None:
     with widgets.guard("site form"):
         federation = federations.get(name)

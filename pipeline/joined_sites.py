@@ -117,11 +117,11 @@ class JoinedSite:
 
     @property
     def connection(self) -> str:
-        """How its orders travel, in words."""
+        """How its orders travel, in words; "" where no way leads to it."""
         via = self.kit.connection.get("via", "folder" if self.kit.exchange else "")
         if via == "globus":
             return f"through Globus Compute, to the endpoint {self.kit.connection.get('endpoint_name', '')}".rstrip()
-        return {"folder": "as files in the exchange folder", HERE: "to a process of this machine"}.get(via, "not agreed")
+        return {"folder": "as files in the exchange folder", HERE: "to a process of this machine"}.get(via, "")
 
     @property
     def _asked(self) -> dict[str, Any]:

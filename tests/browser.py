@@ -68,7 +68,7 @@ class Console:
 
     def __init__(self, environment: Mapping[str, str], port: int | None = None) -> None:
         self.environment = {key: value for key, value in environment.items() if key.lower() not in _LEFT_OUT}
-        self.port = port or _free_port()
+        self.port = port or free_port()
         self.log = Path(self.environment["CAFE_HOME"]) / f"console-{self.port}.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -207,6 +207,12 @@ class Operator:
         self.page.get_by_role("option", name=option).first.click()
         return self.waits()
 
+    def picks(self, option: str, where: Locator | None = None) -> Operator:
+        """One of a few round buttons."""
+        scope: Any = where or self.page
+        scope.get_by_test_id("stRadio").get_by_text(option, exact=True).first.click()
+        return self.waits()
+
     def presses(self, key: str, times: int = 1) -> Operator:
         for _ in range(times):
             self.page.keyboard.press(key)
@@ -291,7 +297,7 @@ class Operator:
         dialog.dismiss()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

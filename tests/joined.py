@@ -18,6 +18,7 @@ import pytest
 from cafe_kit.site_folder import to_toml
 
 from pipeline import enrolling, federations
+from pipeline.enrolling import Issued
 from tests.federation import ROOT, Federation
 from tests.site_place import tiny_embedder
 
@@ -65,6 +66,7 @@ class Joined(Federation):
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch, *, limits: dict[str, Any] | None = None, **settings: Any) -> None:
         far = [{"name": name, "kind": kind} for name, kind in KINDS.items()]
+        folder.mkdir(exist_ok=True)
         super().__init__(folder, weak=0, strong=0, sites=far, embedder=str(tiny_embedder(folder / "a real embedder")), **settings)
         patch.setenv("CAFE_HOME", str(self.home))
         self.exchange = folder / "exchange"
@@ -81,8 +83,23 @@ class Joined(Federation):
         for site in self.sites.values():
             site.stop()
 
-    def _join(self, name: str, kind: str, limits: dict[str, Any]) -> Site:
-        issued = enrolling.issue("tiny", name, kind, exchange=self.exchange)  # type: ignore[arg-type]
+    def stand_in(self, name: str) -> None:
+        """The operator's own cluster, which trains for the weak sites; its data are the kit's sample."""
+        self.sites[name] = self._join(name, "gpu", {"kinds": ["hello", "train"]}, stands_in=True)
+
+    def issue(self, name: str, kind: str, **how: Any) -> Issued:
+        return enrolling.issue("tiny", name, kind, exchange=self.exchange, **how)  # type: ignore[arg-type]
+
+    def surroundings(self, place: Path) -> dict[str, str]:
+        """What the site's own processes find in their environment besides."""
+        return {}
+
+    def connect(self, site: Site) -> None:
+        """What the operator prepares before he approves."""
+
+    def ask(self, name: str, kind: str, limits: dict[str, Any], **how: Any) -> Site:
+        """A site with its kit, whose request waits for the operator."""
+        issued = self.issue(name, kind, **how)
         place = self.folder / f"Klinik {name} ü"
         zipfile.ZipFile(issued.zip).extractall(place)
         data = place / "own.jsonl"
@@ -92,7 +109,7 @@ class Joined(Federation):
         site.environment = kept | {
             "CAFE_SITE_HOME": str(site.home), "CAFE_KIT_FOLDER": str(site.kit), "HOME": str(place), "PYTHONPATH": str(ROOT),
             "CAFE_KIT_ENGINE": "tests.fakes:TinyEngine", "CAFE_JOIN_CODE": issued.code, "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
+        } | self.surroundings(place)  # fmt: skip
         answers = place / "answers.toml"
         consent = {"name": "Dr. Ärmel", "role": "head of IT", "reference": "IRB-7", "agreed": True}
         own = {"max_epsilon": 200.0, "share_rows": "no", "allow_without_noise": True} | limits
@@ -101,10 +118,14 @@ class Joined(Federation):
         )
         asked = site.command("join", "--answers", str(answers), "--yes", "--wait", "0")
         assert asked.returncode in (0, 3), asked.stdout + asked.stderr
-        words = site.json("status")["words"]
         found, wrong = enrolling.received("tiny")
         assert not wrong and [one.kit.site for one in found if one.kit.state == "requested"] == [name]
-        enrolling.approve(issued.serial, words, "the test")
+        return site
+
+    def _join(self, name: str, kind: str, limits: dict[str, Any], **how: Any) -> Site:
+        site = self.ask(name, kind, limits, **how)
+        self.connect(site)
+        enrolling.approve(enrolling.find(name, "tiny").serial, site.json("status")["words"], "the test")
         done = site.command("join", "--wait", "10")
         assert done.returncode == 0, done.stdout + done.stderr
         return site

@@ -22,10 +22,11 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline import federations
+from pipeline import enrolling, federations
 from server_store.rows import Run
 from tests.fakes import TinyEngine
 from tests.federation import LABELS, ROOT, Federation
+from tests.joined import Joined
 from tests.tiny_models import TinyModels
 
 HOSTILE = "<script>alert(1)</script>**x** :red[y] $z$ [a](http://evil.example)"
@@ -97,6 +98,8 @@ class Scene:
 
     def ends(self) -> None:
         """Kills what still runs on behalf of this home."""
+        if isinstance(self.federation, Joined):
+            self.federation.stop()
         ours = self.federation.processes()
         for process in ours:
             process.kill()
@@ -194,9 +197,26 @@ def hostile(folder: Path) -> Scene:
     return _carried(Scene("draft", tiny.home, tiny.environment, tiny), "hostile", "Done")
 
 
+def joining(folder: Path) -> Scene:
+    """Sites of other machines in every state, after a run that three of them took part in."""
+    folder.mkdir(parents=True)
+    with pytest.MonkeyPatch.context() as patch:
+        tiny = Joined(folder, patch, privacy=PRIVATE, stage1=STAGE1, stage2=SHORT)
+        scene = Scene("joining", tiny.home, tiny.environment, tiny)
+        tiny.start()
+        _carried(scene, "joining", "Done")
+        tiny.sites["south"].command("pause")
+        tiny.sites["lab"].stop()
+        enrolling.issue("tiny", "ward-7", "gpu", exchange=tiny.exchange)
+        enrolling.issue("tiny", "by-hand", "gpu")
+        enrolling.revoke(enrolling.issue("tiny", "annex", "gpu", exchange=tiny.exchange).serial, "The zip went to another house.", "ada")
+        tiny.ask("harbour", "gpu", {"share_rows": "rounded"})
+    return scene
+
+
 SCENES: dict[str, Callable[..., Scene]] = {
     "empty": empty, "draft": draft, "running": running, "waiting": waiting, "failed": failed, "lost": lost, "stopped": stopped,
-    "done": done, "hostile": hostile,
+    "done": done, "hostile": hostile, "joining": joining,
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ PAGES: Mapping[str, tuple[str, ...]] = {
     "failed": ("Home", "Sites", "Generate", "Train", "Runs"),
     "lost": ("Home", "Generate", "Train", "Runs"),
     "stopped": ("Home", "Train", "Adapters", "Runs"),
+    "joining": ("Home", "Sites", "Privacy ledger", "Settings"),
 }
 OF_A_RUN = {"Runs"}  # pages that show a run in full only when the address names it
 
@@ -42,6 +44,23 @@ class Walk:
     name: str
     page: str
     clicks: Callable[[Operator], object]
+    dark: bool = False  # also in the dark theme
+
+
+def _make_a_kit(ada: Operator) -> None:
+    """One for each look, so that each has a name of its own."""
+    home = Path(ada.console.environment["CAFE_HOME"])
+    name = f"new-{ada.page.viewport_size['width']}-{time.time_ns() % 1000}"  # type: ignore[index]
+    ada.clicks("Add a site").fills("Name", name, ada.dialog).picks("GPU", ada.dialog)
+    ada.fills("Exchange folder", str(home.parent / "exchange"), ada.dialog).clicks("Make the kit", ada.dialog).sees("The kit is made")
+
+
+def _request(ada: Operator) -> Operator:
+    return ada.clicks("Look at its request").sees("Call the admin")
+
+
+def _wrong_words(ada: Operator) -> None:
+    _request(ada).fills("Four words that the admin reads to you", "acorn agent album amber", ada.dialog).clicks("Let it in", ada.dialog)
 
 
 WALKS = (
@@ -51,6 +70,15 @@ WALKS = (
     Walk("waiting", "Reject", "Datasets", lambda ada: ada.clicks("Reject…")),
     Walk("running", "Stop now", "Train", lambda ada: ada.clicks("Stop now…")),
     Walk("failed", "Details", "Runs", lambda ada: ada.clicks("Copy details")),
+    Walk("joining", "Add a kit", "Sites", lambda ada: ada.clicks("Add a site"), dark=True),
+    Walk("joining", "A kit is made", "Sites", _make_a_kit, dark=True),
+    Walk("joining", "Request", "Sites", _request, dark=True),
+    Walk("joining", "Wrong words", "Sites", _wrong_words),
+    Walk("joining", "Online", "Sites", lambda ada: ada.opens("Sites", site="north"), dark=True),
+    Walk("joining", "Away", "Sites", lambda ada: ada.opens("Sites", site="lab")),
+    Walk("joining", "Kit", "Sites", lambda ada: ada.opens("Sites", site="by-hand"), dark=True),
+    Walk("joining", "Revoke", "Sites", lambda ada: ada.opens("Sites", site="lab").clicks("Revoke…")),
+    Walk("joining", "By hand", "Sites", lambda ada: ada.clicks("Take in a request file")),
 )
 
 
@@ -69,7 +97,7 @@ class Album:
                         _open(ada, page, run)
                         self._shoot(ada, name, page, width, dark)
                     for walk in WALKS:
-                        if walk.scene == name and not dark:
+                        if walk.scene == name and (walk.dark or not dark):
                             _open(ada, walk.page, run)
                             walk.clicks(ada)
                             self._shoot(ada, name, f"{walk.page}, {walk.name}", width, dark)

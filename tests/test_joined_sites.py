@@ -78,7 +78,7 @@ def test_a_refusal_and_a_leaving(site: Site, tmp_path: Path) -> None:
     second = Site(enrolling.issue("clinics", "hpc", "gpu"))
     _joins(second, tmp_path / "s")
     enrolling.store().leave(second.info.serial, time.time())
-    assert _now().state == "Left" and _now().connection == "not agreed"
+    assert _now().state == "Left" and _now().connection == ""
 
 
 def test_a_site_that_was_silent_for_half_a_minute_is_not_online(site: Site, tmp_path: Path) -> None:

@@ -170,10 +170,17 @@ def _far_row(site: JoinedSite, history: History, now: dict[str, SiteNow]) -> dic
         "Where": "elsewhere",
         "State": joined_view.state(site) + (f" · {did}" if did else ""),
         "Last answer": _last(history),
-        "Records": "not told" if site.records is None else f"{site.records:,} told",
+        "Records": _told(site),
         "Privacy spent": history.spent,
         "Its own limit": _limit(site.limit) if site.kit.request else "",
     }
+
+
+def _told(site: JoinedSite) -> str:
+    """How many records the site said that it has."""
+    if not site.kit.request:
+        return ""
+    return "not told" if site.records is None else f"{site.records:,} told"
 
 
 def _last(history: History) -> str:
