@@ -74,6 +74,7 @@ def issue(
     exchange: Path | None = None,
     via: connecting.Via | None = None,
     here: Path | None = None,
+    stands_in: bool = False,
     wheels: bool = False,
     to: Path | None = None,
     days: float = DAYS,
@@ -81,7 +82,8 @@ def issue(
     """Make a kit for one site of a federation. ``to``: a folder, or the zip's name; ``CAFE_HOME/kits/FEDERATION`` where it is left out.
 
     ``via``: how orders will reach the site; with an ``exchange`` folder through that, unless said otherwise. ``here``: the home of a site
-    that a run serves itself on this machine (the demo's); its kit carries no embedder, as there is one.
+    that a run serves itself on this machine (the demo's); its kit carries no embedder, as there is one. ``stands_in``: the operator's own
+    cluster, which trains for the weak sites and has no records (``machine.proxies`` names it).
 
     Raises:
         CafeError: CAFE-607 (no such federation), CAFE-602 (the site's name), 137 (a folder), 138 (wheels), 189 (the way), 431 to 448
@@ -91,12 +93,12 @@ def issue(
     found, kits = federations.get(federation), store()
     kits.check_free(federation, site, _now())
     where = str(_checked_exchange(exchange)) if exchange else ""
-    way = connecting.planned(via, exchange, federation, site, here)
+    way = connecting.planned(via, exchange, federation, site, here) | ({"stands_in": True} if stands_in else {})
     embedder = models.embedder(str(found.data.get("embedder") or models.DEFAULT_EMBEDDER)) if kind == "cpu" and not here else None
     code = enrolment.new_code()
     serial = secrets.token_hex(16)
     sealed = enrolment.seal_address(connecting.address(serial, way.get("via"), where, days * 86400), code, serial)
-    info = _info(found, site, kind, serial, sealed, days, embedder)
+    info = _info(found, site, kind, serial, sealed, days, embedder, stands_in)
     path = _target(to, federation, f"{builder.folder_name(info)}.zip")
     unconfirmed = path.with_name(f".{path.name}.{info.serial}")
     try:
@@ -209,7 +211,8 @@ def approve(serial: str, said: str, by: str = "") -> Path:
     kits = store()
     kits.settle(serial, connecting.sealed(found.kit))
     kit = kits.approve(serial, found.kit.site_key, by, _now())
-    federations.add_joined_site(kit.federation, kit.site, kit.kind)
+    if not kit.connection.get("stands_in"):
+        federations.add_joined_site(kit.federation, kit.site, kit.kind)
     return _answer(kit)
 
 
@@ -250,7 +253,14 @@ def find(site: str, federation: str | None = None) -> SiteKit:
 
 
 def _info(
-    federation: Federation, site: str, kind: Kind, serial: str, sealed: str, days: float, embedder: models.ModelFolder | None
+    federation: Federation,
+    site: str,
+    kind: Kind,
+    serial: str,
+    sealed: str,
+    days: float,
+    embedder: models.ModelFolder | None,
+    stands_in: bool,
 ) -> KitInfo:
     """What the kit says of itself; ``sealed``: what the join code opens."""
     keys, now = server_keys(home()), _now()
@@ -265,7 +275,8 @@ def _info(
             server=Server(keys.verify_hex, keys.seal_hex),
             task=federations.public_task(federation),
             sealed=sealed,
-            limits=_proposed(federation, kind),
+            limits=Limits(kinds=("hello", "train")) if stands_in else _proposed(federation, kind),
+            stands_in=stands_in,
             embedder=Embedder(embedder.sha256, embedder.size) if embedder else None,
         )
     except ValidationError:

@@ -81,13 +81,14 @@ class FolderMessenger:
     """Messages as files: ``<serial>.server/orders/<name>`` and ``<serial>.site/answers/<name>``. A ticket is such a path."""
 
     def send(self, kit: SiteKit, message: dict[str, Any]) -> str:
-        kind = message["order"]["params"]["kind"]
+        order = message["order"]
+        name = f"{order['site']}.{order['params']['kind']}.json"
         try:
             folder = open_to_both(place(kit, "server", "orders"))
-            for before in folder.glob("*.json"):
-                if not before.name.endswith(".result.json"):  # a site has one order at a time; what a run that died has left is over
+            for before in folder.glob("*.json"):  # a seat has one order of a kind at a time; what a run that died has left is over
+                if before.name.partition("-")[2] == name and order["params"]["kind"] != "result":
                     before.unlink(missing_ok=True)
-            path = folder / f"{time.time_ns():020d}.{kind}.json"
+            path = folder / f"{time.time_ns():020d}-{name}"
             write_for_both(path, json.dumps(message).encode())
         except OSError as error:
             raise CafeError(

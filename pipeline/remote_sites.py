@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from pipeline.depots import Depot
 from pipeline.messengers import Messenger
+from pipeline.settings import SERVER_SEATS
 from pipeline.sites import Answer, Answers, Envelope, listen
 from server_store.errors import StoreError
 from server_store.site_kits import SiteKit, SiteKits
@@ -68,6 +69,7 @@ class RemoteSites:
         way: the way to a site, by its kit. Raises CafeError where there is none.
         may_take_part: raises CafeError for a site that may not (any more) in the round of this name; asked at every sending.
         keys: site → public key (hexadecimal), filled with those that the operator approved.
+        stand_in: the joined site that answers for the server's own seats (proxies), where one does.
     """
 
     def __init__(
@@ -78,8 +80,10 @@ class RemoteSites:
         way: Callable[[SiteKit], Way],
         may_take_part: Callable[[SiteKit, str], None],
         keys: dict[str, str],
+        stand_in: str | None = None,
         poll_s: float = POLL_S,
     ) -> None:
+        self._stand_in = stand_in
         self._store, self._federation, self._way, self._may, self._keys, self._poll_s = store, federation, way, may_take_part, keys, poll_s
         self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -98,8 +102,10 @@ class RemoteSites:
 
     def hand_out(self, envelopes: Sequence[Envelope], answers: Answers) -> None:
         """Send the orders and put one answer each, and progress before it, into ``answers``, as they come. Returns at once."""
+        for before in self._threads:
+            before.join()  # all its answers are out, and it tidies: what it takes away must not be what is offered now
         thread = threading.Thread(target=self._carry, args=(list(envelopes), answers), daemon=True)
-        self._threads = [one for one in self._threads if one.is_alive()] + [thread]
+        self._threads = [thread]
         thread.start()
 
     def _carry(self, envelopes: list[Envelope], answers: Answers) -> None:
@@ -131,7 +137,7 @@ class RemoteSites:
 
     def _send(self, trip: _Trip, kits: SiteKits) -> None:
         order = trip.envelope.order
-        trip.kit = kit = approved(kits, self._federation, order.site)
+        trip.kit = kit = approved(kits, self._federation, self._host(order.site))
         self._may(kit, f"{order.run} {order.stage}/{order.attempt}/{order.round}")
         self._keys[order.site] = kit.site_key
         trip.way = way = trip.way or self._way(kit)
@@ -140,6 +146,10 @@ class RemoteSites:
             trip.sent += 1
         except CafeError as error:  # offline, a network that is down: it may pass
             self._again(trip, error)
+
+    def _host(self, site: str) -> str:
+        """The joined site that answers orders to ``site``: itself, or who stands in for it."""
+        return self._stand_in if self._stand_in and site.startswith(SERVER_SEATS) else site
 
     def _message(self, trip: _Trip, kit: SiteKit, way: Way) -> dict[str, Any]:
         """The order with the places where its bytes are now."""

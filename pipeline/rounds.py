@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +45,7 @@ class Round:
     schema: Schema
     quorum: int
     deadline_s: float
+    own: Mapping[str, Mapping[str, tuple[Blob, Path]]] = field(default_factory=dict)  # inputs of one site alone
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ def empty_inbox(ctx: RunContext) -> None:
 
 
 def _envelope(ctx: RunContext, asked: Round, site: str) -> Envelope:
+    inputs = {**asked.inputs, **asked.own.get(site, {})}
     order = Order(
         run=ctx.run,
         stage=asked.stage,
@@ -140,12 +142,12 @@ def _envelope(ctx: RunContext, asked: Round, site: str) -> Envelope:
         site=site,
         task=ctx.plan.task,
         privacy=asked.terms,
-        inputs={name: blob for name, (blob, _) in asked.inputs.items()},
+        inputs={name: blob for name, (blob, _) in inputs.items()},
         params=asked.params,
     )
     inbox = ctx.folder / "inbox"
     inbox.mkdir(exist_ok=True, mode=0o700)
-    transport = Transport({name: str(path) for name, (_, path) in asked.inputs.items()}, str(inbox / order_hash(order)), asked.deadline_s)
+    transport = Transport({name: str(path) for name, (_, path) in inputs.items()}, str(inbox / order_hash(order)), asked.deadline_s)
     return Envelope(order, sign(order, ctx.keys.signing), transport, _most(asked))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cafe_kit.errors import CafeError
+from cafe_kit.orders import SERVER_SEATS as SERVER_SEATS
 from cafe_kit.records import DataSource, read
 from cafe_kit.task import Record, Task
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -29,8 +30,7 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
-PROXY, PROXIES = "proxy.", "proxies."  # seats of the server's own begin so: for one weak site, and for all of them
-SERVER_SEATS = (PROXY, PROXIES)
+PROXY, PROXIES = SERVER_SEATS  # seats of the server's own begin so: for one weak site, and for all of them
 
 
 class _Section(BaseModel):
@@ -169,6 +169,10 @@ class MachineSettings(_Section):
     threads: Annotated[int, Field(ge=0)] = Field(0, description="threads of one kit process")
     compute_slots: Annotated[int, Field(ge=0)] = Field(0, description="kit processes that may compute at once")
     resident: Annotated[int, Field(ge=0)] = Field(0, description="kit processes that may stay in memory at once")
+    proxies: SiteName | None = Field(
+        None,
+        description="name of a site that trains for the weak sites (the operator's own cluster); left out: this machine does",
+    )
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="of the frozen base; auto: bfloat16 where the processor computes it natively"
     )
@@ -212,6 +216,8 @@ class RunSettings(_Section):
             number = len(self.names(kind))
             if quorum and quorum > max(number, 1):
                 raise ValueError(f"{stage}.quorum: {quorum} is above the {number} {kind} sites")
+        if self.machine.proxies in names:
+            raise ValueError(f"sites: {self.machine.proxies!r} stands in for others (machine.proxies), so it takes no part itself")
         if self.task.kind == "classification" and self.task.labels is None:
             raise ValueError("task.labels: a classification task needs its public label list")
         return self

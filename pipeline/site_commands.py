@@ -18,6 +18,7 @@ from rich.table import Table
 
 from pipeline import delivery, enrolling
 from pipeline.enrolling import Waiting
+from pipeline.home import home
 from pipeline.terminal import Format, plain, print_json
 from server_store.site_kits import SiteKit
 
@@ -53,13 +54,26 @@ def add(
         Way | None,
         typer.Option(help="how orders will reach the site: folder (the exchange folder), globus (Globus Compute and the object store)"),
     ] = None,
+    stands_in: Annotated[
+        bool, typer.Option("--stands-in", help="your own cluster: it trains for the weak sites and has no records (`machine.proxies`)")
+    ] = False,
     wheels: Annotated[bool, typer.Option("--wheels", help="carry what pip would fetch, for a site without a package index")] = False,
     to: Annotated[Path | None, typer.Option(help="a folder, or the zip's name; `CAFE_HOME/kits` when left out")] = None,
     days: Annotated[float, typer.Option(help="how long the join code is good", min=0.01, max=90)] = enrolling.DAYS,
     format: AsFormat = Format.text,
 ) -> None:
     """Make the kit for a site. The join code is shown once; tell it by another way than the zip."""
-    made = enrolling.issue(federation, name, kind.value, exchange=exchange, via=via.value if via else None, wheels=wheels, to=to, days=days)
+    made = enrolling.issue(
+        federation,
+        name,
+        kind.value,
+        exchange=exchange,
+        via=via.value if via else None,
+        stands_in=stands_in,
+        wheels=wheels,
+        to=to,
+        days=days,
+    )
     if format is Format.json:
         print_json({**asdict(made), "zip": str(made.zip)})
         return
@@ -167,6 +181,27 @@ def revoke(
     """Take a kit back, whether the site has joined with it or not. Its name is then free for a new one."""
     kit = enrolling.find(site, federation)
     _answered(kit, enrolling.revoke(kit.serial, reason, _operator()), format)
+
+
+@app.command()
+def doctor(
+    site: Site,
+    federation: InFederation = None,
+    wait: Annotated[float, typer.Option(help="seconds for the greeting; a site that works in jobs may need long", min=1)] = 60.0,
+    format: AsFormat = Format.text,
+) -> None:
+    """Try the whole way to a joined site, up to a signed greeting there and back; say which link is broken and what to do."""
+    from pipeline import site_doctor
+
+    links = site_doctor.diagnose(enrolling.find(site, federation), home(), wait)
+    if format is Format.json:
+        print_json([asdict(link) for link in links])
+    else:
+        marks = {"ok": "[green]ok  [/green]", "broken": "[red]FAIL[/red]", "not tried": "[dim]--  [/dim]"}
+        for link in links:
+            told = f"{link.name}: {link.detail}" + (f" {link.hint} {link.code}" if link.state == "broken" else "")
+            _console.print(marks[link.state], plain(told), highlight=False, soft_wrap=True)
+    raise typer.Exit(0 if site_doctor.broken(links) is None else 1)
 
 
 _console = Console()

@@ -12,7 +12,6 @@ is made, or how a model is scored. Proxies train on what was released: their upd
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,18 +20,16 @@ import numpy as np
 from cafe_kit.failpoints import failpoint
 from cafe_kit.orders import Blob, PrivacyTerms, TrainParams
 from cafe_kit.task import Record
-from cafe_kit.vote import candidates_to_bytes
 
-from pipeline import adapters
+from pipeline import adapters, proxies
 from pipeline.aggregation import Arrivals, State, fedavg
 from pipeline.context import RunContext
 from pipeline.evaluation import evaluate
 from pipeline.machine import Machine
 from pipeline.privacy import Release
+from pipeline.proxies import Own, Proxies
 from pipeline.rounds import Round, empty_inbox, gather, total
-from pipeline.settings import PROXIES, PROXY
-from pipeline.sites import Host
-from server_store.blobs import write_whole
+from pipeline.settings import PROXIES
 from server_store.rows import Step
 
 _WHOLE, _KEPT = f"{PROXIES}all", f"{PROXIES}kept"  # seats for the warm start: the whole synthetic set, and what an operator kept of it
@@ -41,21 +38,21 @@ _OFF = PrivacyTerms("none")
 
 def audition(ctx: RunContext, attempt: int, synthetic: Sequence[Record], machine: Machine) -> None:
     """Train on the whole synthetic set alone and score that: whoever decides on the set sees what it is worth. Costs no privacy."""
-    _seat_proxies(ctx, attempt, synthetic, machine.slots, _WHOLE)
-    _warm(ctx, attempt, _WHOLE, machine)
+    seated = proxies.seat(ctx, attempt, synthetic, machine.slots, _WHOLE)
+    _warm(ctx, attempt, _WHOLE, machine, seated)
 
 
 def run(ctx: RunContext, attempt: int, synthetic: Sequence[Record], machine: Machine, whole: bool = True) -> Step:
     """All rounds of this attempt, from where they stand; the last adapter. ``whole``: no row was left out of the synthetic set."""
     everything, dtype = _WHOLE if whole else _KEPT, machine.dtype
-    shards = _seat_proxies(ctx, attempt, synthetic, machine.slots, everything)
+    seated = proxies.seat(ctx, attempt, synthetic, machine.slots, everything)
     adapter = _fresh(ctx, attempt)
-    if shards:
-        warm = _warm(ctx, attempt, everything, machine)
+    if seated.names:
+        warm = _warm(ctx, attempt, everything, machine, seated)
         adapter = warm if ctx.settings.stage2.warm_start else adapter
     for r in range(1, ctx.settings.stage2.rounds + 1):
         begun = time.monotonic()
-        adapter = _next(ctx, attempt, r, adapter, shards, dtype)
+        adapter = _next(ctx, attempt, r, adapter, seated, dtype)
         score(ctx, attempt, "round", r, adapter, begun=begun)
         ctx.may_stop(after_round=True)
     return adapter
@@ -113,29 +110,30 @@ def _fresh(ctx: RunContext, attempt: int) -> Step:
     return ctx.keep(f"stage2/{attempt}/fresh", adapters.to_bytes(first))
 
 
-def _warm(ctx: RunContext, attempt: int, seat: str, machine: Machine) -> Step:
+def _warm(ctx: RunContext, attempt: int, seat: str, machine: Machine, seated: Proxies) -> Step:
     """The adapter trained by ``seat`` on its synthetic texts alone, by all threads as nothing runs beside it; scored."""
     kept_rows = "" if seat == _WHOLE else " kept"
     name, fresh = f"stage2/{attempt}/warm{kept_rows}", _fresh(ctx, attempt)
     kept = ctx.step(f"{name}/adapter")
     if kept is None:
-        params = _params(ctx, machine.dtype, steps=ctx.settings.stage2.warm_start_steps, threads=machine.all_threads)
+        threads = 0 if ctx.settings.machine.proxies else machine.all_threads  # another machine chooses for itself
+        params = _params(ctx, machine.dtype, steps=ctx.settings.stage2.warm_start_steps, threads=threads)
         with ctx.timed("warm start"):
-            (trained,) = gather(ctx, _round(ctx, name, attempt, 0, (seat,), _OFF, params, fresh, quorum=1))
+            (trained,) = gather(ctx, _round(ctx, name, attempt, 0, (seat,), _OFF, params, fresh, 1, seated.own))
         (delta,) = total(trained, list(ctx.plan.trained)).values()
         kept = _advance(ctx, f"{name}/adapter", 0, fresh, Arrivals(None, [delta], 1.0))
     score(ctx, attempt, "synthetic_only", 0, kept, kept_rows)
     return kept
 
 
-def _next(ctx: RunContext, attempt: int, r: int, before: Step, shards: Sequence[str], dtype: str) -> Step:
+def _next(ctx: RunContext, attempt: int, r: int, before: Step, seated: Proxies, dtype: str) -> Step:
     """The adapter after federated round r, made or remembered."""
     name = f"stage2/{attempt}/{r}"
     kept = ctx.step(f"{name}/adapter")
     if kept is None:
         with ctx.timed("train"):
-            strong_mean, proxies = _updates(ctx, name, attempt, r, shards, before, dtype)
-        kept = _advance(ctx, f"{name}/adapter", r, before, Arrivals(strong_mean, proxies, ctx.settings.stage2.proxy_weight))
+            strong_mean, public = _updates(ctx, name, attempt, r, seated, before, dtype)
+        kept = _advance(ctx, f"{name}/adapter", r, before, Arrivals(strong_mean, public, ctx.settings.stage2.proxy_weight))
     return kept
 
 
@@ -149,7 +147,7 @@ def _advance(ctx: RunContext, name: str, r: int, before: Step, arrivals: Arrival
 
 
 def _updates(
-    ctx: RunContext, name: str, attempt: int, r: int, shards: Sequence[str], before: Step, dtype: str
+    ctx: RunContext, name: str, attempt: int, r: int, seated: Proxies, before: Step, dtype: str
 ) -> tuple[np.ndarray | None, list[np.ndarray]]:
     """The released mean of the strong sites (None if there are none) and the proxies' updates, computed side by side."""
     settings, strong, terms, names = ctx.settings.stage2, ctx.settings.names("gpu"), ctx.plan.deltas, list(ctx.plan.trained)
@@ -159,8 +157,8 @@ def _updates(
     rounds = []
     if strong and released is None:
         rounds.append(_round(ctx, f"{name}/strong", attempt, r, strong, terms, params, before, ctx.settings.quorum(2)))
-    if shards:
-        rounds.append(_round(ctx, f"{name}/proxies", attempt, r, tuple(shards), _OFF, params, before, len(shards)))
+    if seated.names:
+        rounds.append(_round(ctx, f"{name}/proxies", attempt, r, seated.names, _OFF, params, before, len(seated.names), seated.own))
     arrived = dict(zip([asked.name for asked in rounds], gather(ctx, *rounds), strict=True)) if rounds else {}
     if strong and released is None:
         from_strong = arrived[f"{name}/strong"]
@@ -172,8 +170,8 @@ def _updates(
     if released is not None:
         # With privacy the released sum is divided by a public constant, so that a missing site counts as zero.
         mean = released.values if terms.mechanism == "none" else released.values / len(strong)
-    proxies = list(total(arrived[f"{name}/proxies"], names).values()) if shards else []
-    return mean, [_clipped(delta, terms) for delta in proxies]
+    public = list(total(arrived[f"{name}/proxies"], names).values()) if seated.names else []
+    return mean, [_clipped(delta, terms) for delta in public]
 
 
 def _clipped(delta: np.ndarray, terms: PrivacyTerms) -> np.ndarray:
@@ -212,6 +210,7 @@ def _round(
     params: TrainParams,
     adapter: Step,
     quorum: int,
+    own: Own | None = None,
 ) -> Round:
     private = terms.mechanism == "gaussian"
     shapes = ctx.plan.trained
@@ -228,53 +227,5 @@ def _round(
         {"q": ((adapters.parameters(shapes),), "int64")} if private else {tensor: (shape, "float32") for tensor, shape in shapes.items()},
         quorum,
         ctx.settings.stage2.deadline_s,
+        own or {},
     )
-
-
-def _seat_proxies(ctx: RunContext, attempt: int, synthetic: Sequence[Record], hosts: int, everything: str) -> list[str]:
-    """One proxy per weak site on its own shard of the synthetic set, in ``hosts`` resident processes; returns their names.
-
-    A seat called ``everything`` holds the whole set.
-    """
-    weak = ctx.settings.names("cpu")
-    if not synthetic or not weak:
-        return []
-    names = [f"{PROXY}{site}" for site in weak]
-    folder = ctx.folder / "proxies"
-    shards = dict(zip(names, _deal(synthetic, len(names), ctx), strict=True)) | {everything: list(synthetic)}
-    seats = []
-    for name, records in shards.items():
-        data = folder / f"{attempt}.{name}.jsonl"
-        folder.mkdir(exist_ok=True, mode=0o700)
-        write_whole(data, candidates_to_bytes(records))
-        seats.append(
-            {
-                "site": name,
-                "kind": "gpu",
-                "home": str(folder / f"{attempt}.{name}"),
-                "data": {"path": str(data), "format": "jsonl", "columns": _columns(ctx)},
-                "server": {"verify_key": ctx.keys.verify_hex, "seal_key": ctx.keys.seal_hex},
-            }
-        )
-    for number in range(min(hosts, len(names))):
-        ctx.sites.add(Host(f"proxies-{attempt}-{number + 1}", tuple(seats[number :: min(hosts, len(names))])))
-    return names
-
-
-def _columns(ctx: RunContext) -> dict[str, str]:
-    """How ``candidates_to_bytes`` names the columns."""
-    return {"text": "text", "label": "answer"} if ctx.plan.task.labels else {"instruction": "text", "output": "answer"}
-
-
-def _deal(synthetic: Sequence[Record], hands: int, ctx: RunContext) -> list[list[Record]]:
-    """Equal shards with equal shares of every class: the server knows nothing about how the sites differ."""
-    rng = random.Random(f"{ctx.settings.seed}/shards")
-    shards: list[list[Record]] = [[] for _ in range(hands)]
-    at = 0
-    for label in ctx.plan.task.classes:
-        own = [record for record in synthetic if ctx.plan.task.class_of(record) == label]
-        rng.shuffle(own)
-        for record in own:
-            shards[at % hands].append(record)
-            at += 1
-    return shards

@@ -42,9 +42,9 @@ def ways(home: Path, run: str) -> Callable[[SiteKit], Way]:
     return of
 
 
-def joined_sites(home: Path, federation: str, run: str, keys: dict[str, str]) -> RemoteSites:
-    """The joined sites of a federation, for one run."""
-    return RemoteSites(home / "store.db", federation, way=ways(home, run), may_take_part=members.check, keys=keys)
+def joined_sites(home: Path, federation: str, run: str, keys: dict[str, str], stand_in: str | None = None) -> RemoteSites:
+    """The joined sites of a federation, for one run; ``stand_in``: the one that trains for the weak sites, if any."""
+    return RemoteSites(home / "store.db", federation, way=ways(home, run), may_take_part=members.check, keys=keys, stand_in=stand_in)
 
 
 def _globus(home: Path, run: str) -> Way:

@@ -242,7 +242,7 @@ def _context(
     local = stack.enter_context(
         LocalSites(folder / "log", threads=machine.threads, slots=machine.slots, resident=machine.resident, keys=keys)
     )
-    remote = joined_sites(where, settings.name, run_id, keys)
+    remote = joined_sites(where, settings.name, run_id, keys, settings.machine.proxies)
     stack.callback(remote.close)
     ctx = RunContext(
         run=run_id,

@@ -59,7 +59,7 @@ SIGNED_APPROVAL = enrolment.sign_approval(APPROVAL, SERVER)
 
 
 GOLDEN = {
-    "kit": "b0ff732458da2557",
+    "kit": "415816199bdae7e0",
     "request": "18d4fdb4eb14cd85",
     "approval": "81b1964d16127aa7",
     "signed request": "c5fa0dd0c7f2a3b3",

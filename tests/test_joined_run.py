@@ -133,3 +133,26 @@ def test_a_farewell_counts_only_from_the_site_itself(joined: Joined, tmp_path: P
     with pytest.raises(CafeError, match="CAFE-102"):
         enrolling.receive_leave(file)
     assert enrolling.find("south").state == "approved"
+
+
+def test_the_operators_own_cluster_trains_for_the_weak_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Joined(tmp_path / "here", monkeypatch)
+    here.start()
+    try:
+        run = here.create()
+        assert here.work(run) == 0, told(here, run)
+        adapter = here.adapter(run)
+    finally:
+        here.stop()
+    away = Joined(tmp_path / "away", monkeypatch, machine={"proxies": "cluster"})
+    away.stand_in("cluster")
+    away.start()
+    away.sites["cluster"].start()
+    try:
+        run = away.create()
+        assert away.work(run) == 0, told(away, run)
+        assert away.adapter(run) == adapter
+        sent = away.sites["cluster"].json("outbox")
+        assert sorted({item["release_id"].split("/")[4] for item in sent}) == ["proxies.all", "proxy.north", "proxy.south"]
+    finally:
+        away.stop()

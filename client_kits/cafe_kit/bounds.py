@@ -15,6 +15,7 @@ from cafe_kit.vote import MAX_CANDIDATE_BYTES
 GIB = 2**30
 MOST_BYTES = {
     "candidates": MAX_CANDIDATE_BYTES,
+    "records": MAX_CANDIDATE_BYTES,
     "adapter": 8 * GIB,
     "adapter_folder": 8 * GIB,
     "embedder": 64 * GIB,

@@ -79,6 +79,7 @@ class KitInfo:
     sealed: Annotated[str, Field(max_length=16000)]
     limits: Limits = Limits()
     embedder: Embedder | None = None
+    stands_in: bool = False  # the operator's own cluster: it trains the server's proxies and has no records
     protocol: int = PROTOCOL
 
 

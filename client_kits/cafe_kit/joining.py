@@ -94,6 +94,7 @@ def _apply(kit: Kit, home: Path, talk: Talk, code: str, address: dict[str, str],
         data=answers.data,
         server=ServerKeys(verify_key=info.server.verify_key, seal_key=info.server.seal_key),
         consent=answers.consent,
+        stands_in=info.stands_in,
         task=info.task,
     )
     for name in (ANSWER, asking.SENT, asking.LEAVE):

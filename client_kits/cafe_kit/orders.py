@@ -22,6 +22,7 @@ from cafe_kit.errors import CafeError
 from cafe_kit.task import Task
 
 PROTOCOL = 1
+SERVER_SEATS = ("proxy.", "proxies.")  # names of the server's own seats begin so; no site is called so
 MAX_BYTES = 64 * 1024
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -109,7 +110,10 @@ class ResultParams:
 
 @dataclass(frozen=True, config=_STRICT)
 class Order:
-    """What the server asks of one site. ``inputs``: base_model, adapter (train); embedder, candidates (vote); adapter_folder (result)."""
+    """What the server asks of one site.
+
+    ``inputs``: base_model, adapter (train; a proxy's also records); embedder, candidates (vote); adapter_folder (result).
+    """
 
     run: Name
     stage: Literal[1, 2]

@@ -27,7 +27,7 @@ from cafe_kit.errors import CafeError
 from cafe_kit.failpoints import failpoint
 from cafe_kit.ledger import SiteLedger, Spent
 from cafe_kit.links import is_link
-from cafe_kit.orders import PROTOCOL, Numbers, Order, Reply, Transport, order_hash, sign, verify
+from cafe_kit.orders import PROTOCOL, SERVER_SEATS, Numbers, Order, Reply, Transport, order_hash, sign, verify
 from cafe_kit.outbox import Draft, Outbox, Sealed
 from cafe_kit.policy import Policy, check_not_paused, load_policy
 from cafe_kit.seat_config import SeatConfig
@@ -72,7 +72,7 @@ class Seat:
             )
         self._source = config.source()
         self._shelf = [Path(folder) for folder in config.shelf]
-        self._task = config.task
+        self._task, self._stands_in = config.task, config.stands_in
         self._reach = None if config.reach is None else [Path(folder).resolve() for folder in config.reach]
         self._server = Ed25519PublicKey.from_public_bytes(bytes.fromhex(config.server.verify_key))
         self._seal_to = X25519PublicKey.from_public_bytes(bytes.fromhex(config.server.seal_key))
@@ -145,15 +145,17 @@ class Seat:
         else:
             self._home.log("refused", code=error.code, sentence=error.message[:500])
         status: Literal["refused", "failed"] = "refused" if error.code in REFUSALS else "failed"
-        return self._signed(Reply(name_of(order_json), self.site, status, code=error.code, sentence=_told(error)))
+        return self._signed(Reply(name_of(order_json), self._asked(order_json), status, code=error.code, sentence=_told(error)))
 
     def _check_address(self, order: Order, transport: Transport) -> None:
         """Whether the order is for this site, in this protocol, and refers to what its kind may refer to."""
         if order.protocol != PROTOCOL:
             raise CafeError("CAFE-103", f"The order speaks protocol {order.protocol}, this kit speaks {PROTOCOL}.", "Update the older one.")
-        if order.site != self.site:
+        proxy = self._stands_in and order.kind == "train" and order.site.startswith(SERVER_SEATS) and order.privacy.mechanism == "none"
+        if order.site != self.site and not proxy:
             raise CafeError("CAFE-104", "The order is for another site.", "Check which site this kit was made for.")
-        if set(order.inputs) != INPUTS[order.kind] or set(transport.inputs) != INPUTS[order.kind]:
+        wanted = INPUTS[order.kind] | ({"records"} if proxy else set())
+        if set(order.inputs) != wanted or set(transport.inputs) != wanted:
             raise CafeError("CAFE-105", f"These are not the inputs of a {order.kind} order.", "Kit and server must be of one version.")
         if not self._is_agreed(order.task):
             raise CafeError("CAFE-344", "The order is about another task than the one that this site joined for.", "Make a new kit for it.")
@@ -165,6 +167,12 @@ class Seat:
                 "The answer may not be put there: it is no absolute path, or the site's own folder or data.",
                 "Check the server's exchange folder.",
             )
+
+    def _asked(self, order_json: Any) -> str:
+        """In whose name an order is refused: a proxy's, where this seat stands in for it, else the site's own."""
+        site = order_json.get("site") if self._stands_in and isinstance(order_json, dict) else None
+        fits = isinstance(site, str) and site.startswith(SERVER_SEATS) and len(site) <= 64 and site.isprintable()
+        return str(site) if fits else self.site
 
     def _check_policy(self, order: Order, spent: Spent) -> None:
         """What the admin allows *now*: a limit that was lowered, or a pause, counts for an order that is already being computed."""
@@ -228,6 +236,10 @@ class Seat:
             work.given = load_inputs(work.order, work.transport, [results.shelf(self._home.folder)])
             return
         work.given = load_inputs(work.order, work.transport, self._shelf)
+        if work.order.site != self.site:  # a proxy: public records, and none of this site's
+            work.records = work.given.pop("records")
+            work.numbers = Numbers(seconds_load=time.monotonic() - work.began)
+            return
         work.records = self._own_records(work.order.task)
         self._policy().check_rows(len(work.records))
         told = work.order.kind != "hello" and work.order.privacy.mechanism == "none"
@@ -241,7 +253,7 @@ class Seat:
         return self._read[1]
 
     def _complete(self, work: Work, draft: Draft) -> Sealed:
-        reply = Reply(work.hash, self.site, "ok", {"body": draft.blob}, draft.numbers)
+        reply = Reply(work.hash, work.order.site, "ok", {"body": draft.blob}, draft.numbers)
         return self._outbox.put_reply(*self._signed(reply), held=draft.held)
 
     def _figures(self, work: Work) -> Numbers:
@@ -278,8 +290,8 @@ def answer_many(requests: Iterable[Request], engine: Engine, progress: Progress)
             continue
         seconds = time.monotonic() - began
         for index in group:
-            site = asked[index].seat.site
-            answers[index] = _guarded(asked[index], partial(asked[index].seat.close, works[index], found[site], seconds))
+            own = found[works[index].order.site]
+            answers[index] = _guarded(asked[index], partial(asked[index].seat.close, works[index], own, seconds))
     return [answers[index] for index in range(len(asked))]
 
 

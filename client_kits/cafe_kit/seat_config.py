@@ -40,6 +40,7 @@ class SeatConfig(BaseModel):
     """One site: its name, kind, own folder (made at first use), data and server.
 
     ``task``: what the data are there for; an order about other labels is refused. None: any task.
+    ``stands_in``: it has no records, and trains the server's proxies on those that come with their orders, which are public.
     ``reach``: the folders below which an order's inputs may lie and its answer be put; None: anywhere (the operator's own machine).
     """
 
@@ -52,6 +53,7 @@ class SeatConfig(BaseModel):
     shelf: list[str] = []  # folders that hold models; what has to be fetched is kept in the last one
     task: Task | None = None
     reach: list[str] | None = None
+    stands_in: bool = False
 
     def source(self) -> DataSource:
         return DataSource(path=Path(self.data.path), format=self.data.format, columns=dict(self.data.columns))

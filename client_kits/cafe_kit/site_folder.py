@@ -55,6 +55,7 @@ class SiteSettings(BaseModel):
     data: DataConfig
     server: ServerKeys
     consent: Consent
+    stands_in: bool = False
     task: Task  # as the kit named it: what the doctor reads the data by
 
     def source(self) -> DataSource:
@@ -66,7 +67,12 @@ class SiteSettings(BaseModel):
         Orders are about the task that was consented to, and name no file outside of the exchange folder.
         """
         shelf = ([str(Path(self.kit) / "models")] if self.kit else []) + [str(home / "models")]
-        about = {"task": self.task, "reach": [self.exchange] if self.exchange else [], "shelf": shelf}
+        about: dict[str, Any] = {
+            "task": self.task,
+            "stands_in": self.stands_in,
+            "reach": [self.exchange] if self.exchange else [],
+            "shelf": shelf,
+        }
         return SeatConfig(site=self.site, kind=self.kind, home=str(home), data=self.data, server=self.server, **about)
 
 

@@ -24,7 +24,7 @@ from cafe_kit.task import Record
 INPUTS: dict[str, set[str]] = {
     "hello": set(),
     "vote": {"embedder", "candidates"},
-    "train": {"base_model", "adapter"},
+    "train": {"base_model", "adapter"},  # of a proxy on another machine also its "records"
     "result": {"adapter_folder"},
 }
 try:
@@ -110,5 +110,6 @@ _LOADERS: dict[str, Callable[[str, str, Blob, Sequence[Path], float], Any]] = {
     "embedder": inputs.fetch_folder,
     "adapter": _adapter,
     "adapter_folder": inputs.fetch_folder,
+    "records": _candidates,
     "candidates": _candidates,
 }
