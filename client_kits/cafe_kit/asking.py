@@ -67,9 +67,12 @@ def deliver(home: Path, settings: SiteSettings) -> bool:
             _upload(home, _link(home, settings, "request_url"), data)
             return True
         return _into_exchange(settings, documents.request_name(settings.serial), data)
-    except (CafeError, OSError):
+    except (CafeError, OSError) as error:
+        why = error.message.rstrip(".") if isinstance(error, CafeError) else str(error.strerror)
         raise CafeError(
-            "CAFE-159", "The request could not be put where the operator looks for it.", f"Hand the file over instead: {home / REQUEST}"
+            "CAFE-159",
+            f"The request could not be put where the operator looks for it: {why}.",
+            f"Try again, or hand the file over: {home / REQUEST}",
         ) from None
 
 

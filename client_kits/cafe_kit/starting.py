@@ -64,6 +64,7 @@ def start(home: Path, settings: SiteSettings, kit: Path | None, say: Say, once: 
     site_folder.check_key(home, settings)
     settings = with_kit(home, settings, kit)
     with instance.alone(home):
+        _hear_operator(home, settings)
         found = way(home, settings)
         if isinstance(found, Folder):
             with _until_a_signal(say):
@@ -139,9 +140,10 @@ def _has_left(home: Path, settings: SiteSettings) -> bool:
 
 
 def _hear_operator(home: Path, settings: SiteSettings) -> None:
-    """What he says after his yes: another time until which it holds, or a no. Raises as ``site_folder.let_in``."""
-    with suppress(CafeError):  # what is not his, or not whole, changes nothing; the kept answer is judged below
-        asking.receive(home, settings)
+    """What he says after his yes, in the exchange folder: a later day, another way, or a no. Raises as ``site_folder.let_in``."""
+    if settings.exchange:
+        with suppress(CafeError):  # what is not his, or not whole, changes nothing; the kept answer is judged below
+            asking.receive(home, settings)
     site_folder.let_in(home, settings)
 
 

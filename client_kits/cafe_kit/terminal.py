@@ -16,8 +16,8 @@ from cafe_kit.errors import CafeError
 
 OK, FAILED, USAGE, TIMEOUT, BAD_KIT, PRIVACY = range(6)
 _STATUS = {"CAFE-155": TIMEOUT, "CAFE-157": USAGE, "CAFE-316": FAILED, "CAFE-153": FAILED, "CAFE-156": FAILED, "CAFE-159": FAILED}
-_BAD_KIT = {"CAFE-101", "CAFE-102", "CAFE-103", *(f"CAFE-{number}" for number in range(137, 160))}
-_PRIVACY = {f"CAFE-{number}" for number in (*range(310, 321), 340, 341)}
+_BAD_KIT = {f"CAFE-{number}" for number in (101, 102, 103, 115, 120, 128, *range(137, 160), 459)}
+_PRIVACY = {f"CAFE-{number}" for number in (116, *range(310, 321), *range(328, 331), *range(340, 347))}
 
 
 class Output:
