@@ -32,6 +32,7 @@ _HEALTH, _LOGIN, _CALLBACK, _LOGOUT = "/_stcore/health", "/auth/login", "/oauth2
 _FLOW = "cafe_flow"
 _FRESH_S = 300.0  # Streamlit's cookie of a sign-in is taken within this time, and only once
 _MOST = 4096  # bytes of a form
+_FAILED = "The sign-in with Globus did not come to its end (CAFE-193). The console's log says more."
 _NOT_OURS = "This address is not one of the console's own; set server.allowedHosts (`cafe serve --hosts`) to allow it."
 
 
@@ -81,7 +82,8 @@ class Gate:
                 return None
         if path == SIGN_IN and person:
             return RedirectResponse(f"{self._base}/", 303)
-        return None if person or path == _LOGOUT else self._sign_in(asked)
+        failed = path == SIGN_IN and "failed" in asked.query_params
+        return None if person or path == _LOGOUT else self._sign_in(asked, _FAILED if failed else "")
 
     # -- the ways in -------------------------------------------------------------------------------------------------
 
@@ -185,6 +187,8 @@ class Gate:
                 cookies = [one for one in headers.getlist("set-cookie") if not one.startswith(f"{TOKENS_COOKIE_NAME}")]
                 if path == _LOGOUT:
                     cookies.append(f"{entrance.cookie_name(self._home)}=; Max-Age=0; Path={self._base or '/'}; HttpOnly; SameSite=lax")
+                if path == _CALLBACK and not any(one.startswith(f"{USER_COOKIE_NAME}=") and "Max-Age=0" not in one for one in cookies):
+                    headers["location"] = f"{self._base}{SIGN_IN}?failed=yes"
                 if cookies or "set-cookie" in headers:
                     del headers["set-cookie"]
                     for one in cookies:

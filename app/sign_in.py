@@ -48,8 +48,8 @@ def still_here() -> Person:
     try:
         return person()
     except CafeError as error:
-        widgets.failure_card(error, "session ended")
-        st.link_button("Sign in", "sign-in", icon=":material/login:")
+        # words alone: what else draws a page is fetched from behind the gate, which is closed now
+        st.markdown(f"**{error.message}** {error.code}\n\nOpen the console anew: [sign in](sign-in), or take another one-time link.")
         st.stop()
 
 

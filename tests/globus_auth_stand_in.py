@@ -88,6 +88,7 @@ class GlobusAuth(HttpStandIn):
         self.foreign_signature = False
         self._key = rsa.generate_private_key(65537, 2048)
         self.calls = [
+            ("GET", "/favicon.ico", lambda _: ""),
             ("GET", "/.well-known/openid-configuration", self._discovery),
             ("GET", "/jwk.json", self._keys),
             ("GET", "/v2/oauth2/authorize", self._authorize),

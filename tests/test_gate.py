@@ -48,7 +48,7 @@ def browser(home: Path, base: str = "", header: str = "", host: str = "http://12
     async def page(request: Request) -> PlainTextResponse:
         answer = PlainTextResponse(f"{BEHIND}: {request.url.path}?{request.url.query}")
         if request.url.path.endswith("/oauth2callback"):
-            answer.set_cookie("_streamlit_user", "who")
+            answer.set_cookie("_streamlit_user", "who", max_age=99)
             answer.set_cookie("_streamlit_user_tokens", "an access token")
             answer.set_cookie("_streamlit_user_tokens_1", "more of it")
         return answer
