@@ -5,12 +5,15 @@ Draws what ``pipeline.joined_sites`` and ``pipeline.site_history`` say; the dial
 
 from __future__ import annotations
 
+import time
+
 import streamlit as st
 
 from app import dialogs, frame, join_request, kit_form, site_history_view, widgets
 from app.site_form import KINDS
-from pipeline import enrolling, joined_sites
+from pipeline import accounting, connection_check, enrolling, joined_sites
 from pipeline.joined_sites import JoinedSite
+from pipeline.ledger_comparison import Comparison
 from pipeline.site_history import History
 
 # state → (icon, colour of the badge)
@@ -65,7 +68,16 @@ def call(site: JoinedSite) -> None:
             dialogs.ask("request", site.kit.serial)
 
 
-def detail(site: JoinedSite, history: History, *, drafted: bool) -> None:
+def spent(history: History, comparison: Comparison | None) -> str:
+    """By the figure that counts of the two ledgers; where they differ, that they do."""
+    if comparison is None or comparison.site is None or comparison.site.charges + comparison.server.charges == 0:
+        return history.spent
+    figure = f"ε {comparison.used.epsilon:g} at δ {accounting.shown(comparison.delta)}"
+    words = history.spent if history.spent == accounting.NO_GUARANTEE else figure
+    return words if comparison.agrees else f"{words} · ledgers differ"
+
+
+def detail(site: JoinedSite, history: History, comparison: Comparison | None, *, drafted: bool) -> None:
     """``drafted``: whether the site is in the federation's settings."""
     with st.container(horizontal=True, vertical_alignment="center"):
         st.subheader(widgets.plain(site.name), anchor=False, width="content")
@@ -83,6 +95,10 @@ def detail(site: JoinedSite, history: History, *, drafted: bool) -> None:
         if site.kit.request and (site.state in (joined_sites.JOINED, joined_sites.REFUSED)) and not site.served_here:
             join_request.answer(site.kit)  # it may not have come yet
     _facts(site)
+    if site.joined:
+        _check(site)
+    if comparison and comparison.agrees:
+        st.caption(f":material/balance: {widgets.plain(comparison.sentence)}")
     if history.orders or history.charges or site.joined:
         site_history_view.tabs(history)
 
@@ -123,6 +139,28 @@ def _facts(site: JoinedSite) -> None:
         st.markdown(f"{way}{heard}{seen}")
         if site.kit.exchange and not site.served_here:
             st.code(site.kit.exchange, language=None, wrap_lines=True)
+
+
+def _check(site: JoinedSite) -> None:
+    """The way to the site, link by link: the button, the check that is at work, what the last one found."""
+    since, found = connection_check.since(site.kit), connection_check.last(site.kit)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if st.button("Check the connection", icon=":material/cable:", key="check-site", disabled=since is not None):
+            connection_check.begin(site.kit)
+            st.rerun()
+        if since is not None:
+            st.caption(f":material/hourglass_top: A greeting is sent there and back … {widgets.span(time.time() - since)}")
+        elif found and found.ok:
+            st.markdown(f":green-badge[:material/check_circle: The way holds] {widgets.when(found.time)}")
+        elif found:
+            st.markdown(f":red-badge[:material/link_off: The way is broken] {widgets.when(found.time)}")
+    if since is None and found and (broken := found.broken):
+        told = {"code": broken.code, "message": f"{broken.name}: {broken.detail}", "hint": broken.hint}
+        widgets.failure_card(told, f"check {site.name}", site=site.name)
+    if since is None and found:
+        with st.expander("Every link", expanded=not found.ok, icon=":material/cable:"):
+            rows = [{"Link": link.name, "State": link.state, "Found": link.detail, "What to do": link.hint} for link in found.links]
+            st.dataframe(rows, hide_index=True, height="content", alt="The links of the way to this site")
 
 
 @st.dialog("Revoke this kit?", on_dismiss=dialogs.close)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,11 @@ from cafe_kit import enrolment
 from cafe_kit.enrolment import Consent
 from streamlit.testing.v1 import AppTest
 
-from pipeline import enrolling, federations, launch, messengers, request_watch
+from pipeline import connection_check, enrolling, federations, launch, messengers, request_watch
 from pipeline.federations import Federation
+from server_store.ledger import Ledger
 from server_store.rows import OrderRow
+from server_store.site_kits import SiteKit
 from tests.federation import ROOT
 from tests.test_enrolling import Site
 
@@ -131,6 +135,12 @@ def test_what_cannot_be_a_kit_is_a_card(clinics: Federation, shared: Path, name:
     federations.add_site("clinics", {"name": "Here", "kind": "cpu", "data": str(shared / "a.csv")})
     page = _click(_filled(_page(), name, exchange or shared), "kit-make")
     assert code in _told(page) and enrolling.listed() == []
+
+
+def test_without_an_object_store_globus_compute_is_refused_in_words(clinics: Federation) -> None:
+    page = _filled(_page(), "hpc", "")
+    page.radio(key="kit-via").set_value("globus").run()
+    assert "CAFE-189" in _told(_click(page, "kit-make")) and not page.text_input(key="site-name").disabled
 
 
 def test_without_a_name_or_a_folder_there_is_no_kit(clinics: Federation, shared: Path) -> None:
@@ -292,3 +302,72 @@ def test_before_the_demo_starts_its_clinics_say_that_they_will_join(cafe_home: P
     federations.save("demo", {**demo.data, "sites": [{"name": "oakdale", "kind": "cpu"}]})
     page = _page(site="oakdale")
     assert _states(page) == {"oakdale": "joins when the demo starts"} and "as every site does" in _told(page)
+
+
+# -- the way to it, and the two ledgers --------------------------------------------------------------------------------
+
+
+def _until_checked(kit: SiteKit) -> None:
+    end = time.monotonic() + 60
+    while connection_check.since(kit) is not None:
+        assert time.monotonic() < end, "the check does not end"
+        time.sleep(0.1)
+
+
+def test_a_broken_link_is_named_with_what_to_do(site: Site, shared: Path) -> None:
+    _joined(site, shared)
+    page = _click(_page(site="hpc"), "check-site")
+    assert page.button(key="check-site").disabled or "is broken" in _told(page)
+    _until_checked(enrolling.find("hpc"))
+    page = _page(site="hpc")
+    told, links = _told(page), page.dataframe[-1].value.set_index("Link")
+    assert "The way is broken" in told and "CAFE-180" in told and "./cafe-site start" in told.replace("\\", "")
+    assert links.loc["exchange folder", "State"] == "ok" and links.loc["sign of life", "State"] == "broken"
+    assert links.loc["round trip", "State"] == "not tried" and not page.button(key="check-site").disabled
+
+
+def test_two_tabs_start_one_check(site: Site, shared: Path) -> None:
+    _joined(site, shared)
+    kit = enrolling.find("hpc")
+    connection_check.begin(kit)
+    first = connection_check.since(kit)
+    connection_check.begin(kit)
+    assert first is not None and connection_check.since(kit) == first
+    _until_checked(kit)
+
+
+def test_a_check_that_says_nothing_is_a_finding(site: Site, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _joined(site, shared)
+    monkeypatch.setattr(connection_check.sys, "executable", "/bin/false")
+    connection_check.begin(enrolling.find("hpc"))
+    _until_checked(enrolling.find("hpc"))
+    assert "CAFE-697" in _told(_page(site="hpc"))
+
+
+def test_what_a_check_found_after_the_console_was_killed_is_not_lost(site: Site, shared: Path, cafe_home: Path) -> None:
+    _joined(site, shared)
+    part = cafe_home / "kits" / "clinics" / f"{site.info.serial}.check.part"
+    part.write_text('[{"name": "round trip", "state": "ok", "detail": "answered in 1.2 s", "hint": "", "code": ""')
+    assert connection_check.since(enrolling.find("hpc")) is None and connection_check.last(enrolling.find("hpc")) is None
+    part.write_text(part.read_text() + "}]")
+    told = _told(_page(site="hpc"))
+    assert "The way holds" in told and not part.exists()
+
+
+def test_two_ledgers_that_differ_are_said_and_the_larger_figure_counts(site: Site, shared: Path) -> None:
+    _joined(site, shared)
+    enrolling.store().saw(site.info.serial, {"time": 1.0, "charges": 2, "mu_squared": 1.0})
+    page = _page(site="hpc")
+    assert "hpc and this server differ" in page.warning[0].value.replace("\\", "")
+    assert re.fullmatch(r"ε [\d.]+ at δ 1e-5 · ledgers differ", page.dataframe[0].value["Privacy spent"][0])
+
+
+def test_two_ledgers_that_agree_are_one_figure(site: Site, shared: Path, cafe_home: Path) -> None:
+    _joined(site, shared)
+    terms = {"clip_steps": 1, "sigma_steps": 2, "unit": "client", "trust": "server"}
+    run = "clinics-20260101-000000-abcd"
+    Ledger(cafe_home / "ledger.db").reserve("r1", run, 2, 1, 1, "train", terms=terms, inputs={}, charges={"hpc": Fraction(1, 4)})
+    enrolling.store().saw(site.info.serial, {"time": 1.0, "charges": 1, "mu_squared": 0.25})
+    page = _page(site="hpc")
+    assert not page.warning and "hpc and this server agree" in _told(page).replace("\\", "")
+    assert re.fullmatch(r"ε [\d.]+ at δ 1e-5", page.dataframe[0].value["Privacy spent"][0])

@@ -5,23 +5,32 @@ Draws what ``pipeline.federations``, ``pipeline.joined_sites`` and ``pipeline.si
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
-from cafe_kit.errors import CafeError
 
-from app import dialogs, frame, join_request, joined_view, kit_form, site_form, site_history_view, widgets
-from app.site_form import EARLY, KINDS
-from pipeline import accounting, enrolling, federations, joined_sites, launch, overview, request_watch, site_history
+from app import dialogs, frame, join_request, joined_view, kit_form, local_view, site_form, widgets
+from app.site_form import KINDS
+from pipeline import (
+    accounting,
+    connection_check,
+    enrolling,
+    federations,
+    joined_sites,
+    ledger_comparison,
+    overview,
+    request_watch,
+    site_history,
+)
 from pipeline.federations import Federation, SiteCheck
+from pipeline.home import home
 from pipeline.joined_sites import JoinedSite
+from pipeline.ledger_comparison import Comparison
 from pipeline.overview import SiteNow
 from pipeline.site_history import History
 from server_store.desk import Desk
+from server_store.ledger import Ledger
 
 WHAT = """
 A *site* takes part with its own records, which stay in its own data file.
@@ -34,7 +43,6 @@ four words. It sets its own limits, and may refuse. A site can also be a process
 
 What a site has spent of its privacy belongs to its data: it adds up over all runs, and removing a run gives nothing back.
 """
-_SMALL = 2**20  # bytes; larger files are read when asked for
 _WAITS_S = 5.0  # how often a page looks while kits are out
 _DEMO = "joins when the demo starts"
 _DID = {"vote": "voted", "train": "trained", "hello": "read its data", "result": "has the adapter"}
@@ -76,11 +84,13 @@ def _dialog(federation: Federation) -> None:
     if name in ("add", "made", "upload"):
         {"add": lambda: site_form.add(federation.name), "made": kit_form.made, "upload": join_request.upload}[name]()
     elif name in ("request", "revoke", "remove"):
-        {"request": join_request.decide, "revoke": joined_view.revoke, "remove": _remove}[name](about)
+        {"request": join_request.decide, "revoke": joined_view.revoke, "remove": local_view.remove}[name](about)
 
 
 def _pace(store: Desk, joined: dict[str, JoinedSite]) -> float:
     """How often to look: often while a run is carried, now and then while a site may ask to join."""
+    if any(site.joined and connection_check.since(site.kit) is not None for site in joined.values()):
+        return frame.FAST_S
     waits = any(site.kit.state in ("issued", "requested") for site in joined.values())
     return min(frame.pace(store), _WAITS_S) if waits else frame.pace(store)
 
@@ -113,9 +123,10 @@ def _listed(store: Desk, federation: Federation, here: dict[str, Any], joined: d
     far = {name: joined[name] for name in names if name in joined and not here.get(name, {}).get("data")}
     histories = site_history.of(store, federation, [name for name, site in far.items() if not site.served_here])
     now = _doing_now(store, federation)
-    checks = {name: _check(federation, here[name]) for name in names if name not in far}
+    checks = {name: local_view.check(federation, here[name]) for name in names if name not in far}
+    compared = _compared(store, far)
     rows = [
-        _far_row(far[name], histories[name], now)
+        _far_row(far[name], histories[name], now, compared.get(name))
         if name in far
         else _row(here[name], histories[name], now, checks[name], demo=federation.is_demo)
         for name in names
@@ -136,14 +147,14 @@ def _listed(store: Desk, federation: Federation, here: dict[str, Any], joined: d
         selection_mode="single-row",
         alt="The sites of the federation",
     )
-    st.caption("Select a row to see what that site did, sent and spent." + _for_checks(checks))
+    st.caption("Select a row to see what that site did, sent and spent." + local_view.for_checks(checks))
     wanted = st.query_params.get("site")
     if wanted in far:
-        joined_view.detail(far[wanted], histories[wanted], drafted=wanted in here)
+        joined_view.detail(far[wanted], histories[wanted], compared.get(wanted), drafted=wanted in here)
     elif wanted in here:
-        _detail(here[wanted], histories[wanted], checks[wanted], demo=federation.is_demo)
+        local_view.detail(here[wanted], histories[wanted], checks[wanted], demo=federation.is_demo)
     elif wanted in joined:
-        joined_view.detail(joined[wanted], site_history.of(store, federation, joined)[wanted], drafted=False)
+        joined_view.detail(joined[wanted], site_history.of(store, federation, joined)[wanted], None, drafted=False)
     elif wanted:
         st.info(f"There is no site {widgets.plain(wanted)} in this federation.", icon=":material/info:")
 
@@ -156,13 +167,23 @@ def _row(site: dict[str, Any], history: History, now: dict[str, SiteNow], check:
         "Where": "this machine" if site.get("data") else "elsewhere",
         "State": _did(now.get(name), history) or never,
         "Last answer": _last(history),
-        "Records": _records(check) if site.get("data") else "",
+        "Records": local_view.records(check) if site.get("data") else "",
         "Privacy spent": history.spent,
         "Its own limit": _limit(history.limit),
     }
 
 
-def _far_row(site: JoinedSite, history: History, now: dict[str, SiteNow]) -> dict[str, object]:
+def _compared(store: Desk, sites: dict[str, JoinedSite]) -> dict[str, Comparison]:
+    """The two ledgers about each site that has joined; a difference is said above the list."""
+    ledger = Ledger(home() / "ledger.db")
+    found = {name: ledger_comparison.compare(site.kit, ledger, store) for name, site in sites.items() if site.joined}
+    for comparison in found.values():
+        if not comparison.agrees:
+            st.warning(widgets.plain(comparison.sentence), icon=":material/difference:")
+    return found
+
+
+def _far_row(site: JoinedSite, history: History, now: dict[str, SiteNow], comparison: Comparison | None) -> dict[str, object]:
     did = "" if site.doing else _did(now.get(site.name), history)
     return {
         "Site": site.name,
@@ -171,7 +192,7 @@ def _far_row(site: JoinedSite, history: History, now: dict[str, SiteNow]) -> dic
         "State": joined_view.state(site) + (f" · {did}" if did else ""),
         "Last answer": _last(history),
         "Records": _told(site),
-        "Privacy spent": history.spent,
+        "Privacy spent": joined_view.spent(history, comparison),
         "Its own limit": _limit(site.limit) if site.kit.request else "",
     }
 
@@ -224,84 +245,6 @@ def _ended(sites: list[JoinedSite]) -> None:
             for site in sites
         ]
         st.dataframe(rows, hide_index=True, alt="Kits that were refused, revoked or given up")
-
-
-# -- usable records ----------------------------------------------------------------------------------------------------
-
-
-def _check(federation: Federation, site: dict[str, Any]) -> SiteCheck | None:
-    """Small files are read at once, others when they were asked for; None: not looked at."""
-    path = (federation.folder / Path(str(site.get("data", ""))).expanduser()).absolute()
-    try:
-        found = path.stat()
-    except OSError:
-        found = None
-    asked = site["name"] in st.session_state.get("sites-asked", ())
-    if not site.get("data") or (found is not None and found.st_size > _SMALL and not asked):
-        return None
-    return _checked(federation.name, json.dumps([site, federation.data.get("task")]), (found.st_size, found.st_mtime_ns) if found else ())
-
-
-@lru_cache(maxsize=256)
-def _checked(name: str, asked: str, fingerprint: tuple[int, ...]) -> SiteCheck:
-    """Read once for each state of the file and of the settings."""
-    return federations.check_site(federations.get(name), json.loads(asked)[0])
-
-
-def _records(check: SiteCheck | None) -> str:
-    if check is None or check.early:
-        return "not counted"
-    return f"{check.records:,}" if check.problem is None else check.problem.code
-
-
-def _for_checks(checks: dict[str, SiteCheck | None]) -> str:
-    uncounted = [name for name, check in checks.items() if check is None]
-    if uncounted and st.button(f"Count the records of {len(uncounted)} larger files", icon=":material/tag:", key="count"):
-        st.session_state["sites-asked"] = list(checks)
-        st.rerun()
-    if any(check and check.early for check in checks.values()):
-        return f" {EARLY}"
-    problems = any(check and check.problem for check in checks.values())
-    return " A code in place of a number: select the row to see why its data cannot be used." if problems else ""
-
-
-# -- one site of this machine ------------------------------------------------------------------------------------------
-
-
-def _detail(site: dict[str, Any], history: History, check: SiteCheck | None, *, demo: bool) -> None:
-    name = str(site["name"])
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.subheader(widgets.plain(name), anchor=False, width="content")
-        st.badge(KINDS.get(str(site.get("kind")), "?"), icon=":material/memory:", color="gray")
-        if st.button("Remove…", icon=":material/delete:", type="tertiary", key="remove-site"):
-            dialogs.ask("remove", name)
-    if check and check.problem and not check.early:
-        widgets.failure_card(check.problem, f"data {name}", site=name)
-    if site.get("data"):
-        st.caption("Data file")
-        st.code(str(site["data"]), language=None, wrap_lines=True)
-    elif demo:
-        st.info("This pretend clinic joins by itself, as every site does, when the demo starts.", icon=":material/science:")
-    else:
-        st.info("This site is of another machine, but it has no kit here. Make one, or remove the site.", icon=":material/inventory_2:")
-    site_history_view.tabs(history)
-
-
-@st.dialog("Remove a site", on_dismiss=dialogs.close)
-def _remove(site: str) -> None:
-    st.markdown("The site leaves the federation's settings. Its data file, its own ledger and what it has spent stay as they are.")
-    st.code(site, language=None, wrap_lines=True)
-    typed = st.text_input("Type its name to remove it", key="remove-name")
-    if st.button("Remove", key="remove-yes", disabled=typed.strip() != site, icon=":material/delete:"):
-        with widgets.guard("remove"):
-            federation = frame.federation()
-            run = launch.store().active_run(federation.name) if federation else None
-            if run:
-                raise CafeError("CAFE-658", f"Run {run.id} is {run.shown_state.lower()}.", "Stop it first, or wait for its end.")
-            if federation:
-                federations.remove_site(federation.name, site)
-            st.query_params.pop("site", None)
-            dialogs.done()
 
 
 main()
