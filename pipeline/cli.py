@@ -17,7 +17,7 @@ from cafe_kit.errors import CafeError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pipeline import error_pages, federations, identity_commands, launch, operators, site_commands, watch
+from pipeline import error_pages, federations, identity_commands, launch, operators, site_commands, storage_commands, watch
 from pipeline.home import home
 from pipeline.settings import RunSettings, load
 from pipeline.terminal import Format, plain, print_json
@@ -31,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(site_commands.app, name="site")
+app.add_typer(storage_commands.app, name="storage")
 app.add_typer(identity_commands.globus, name="globus")
 app.add_typer(identity_commands.members, name="members")
 app.add_typer(identity_commands.operators_app, name="operators")

@@ -26,6 +26,7 @@ from botocore.exceptions import (
     TokenRetrievalError,
     UnauthorizedSSOTokenError,
 )
+from botocore.exceptions import ConnectionError as NoConnection
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
@@ -68,7 +69,7 @@ def fault(error: Exception, bucket: str) -> StoreError:
             "The object store's certificate is not trusted here, or is for another name.",
             "If it is of your own authority, name its file in AWS_CA_BUNDLE.",
         )
-    if isinstance(error, HTTPClientError | ConnectionClosedError | IncompleteReadError | FlexibleChecksumError | HTTPError):
+    if isinstance(error, HTTPClientError | NoConnection | ConnectionClosedError | IncompleteReadError | FlexibleChecksumError | HTTPError):
         return _passing("cannot be reached or breaks off")
     return StoreError(
         "CAFE-695",

@@ -23,7 +23,7 @@ from typing import IO, Any, TypeVar
 import boto3
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError, IncompleteReadError
+from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError, IncompleteReadError, NoCredentialsError
 
 from server_store.errors import StoreError
 from server_store.object_faults import FAULTS, MISSING, PASSING, fault, other_bytes
@@ -85,11 +85,24 @@ class ObjectStore:
         known = (keys.access_key, keys.secret_key, keys.session_token or None) if keys else (None, None, None)
         try:
             session = boto3.session.Session(*known, region_name=place.region, profile_name=profile or None)
+            self._session = session
             self.client: Any = session.client("s3", endpoint_url=place.endpoint_url or None, config=_config(place, timeout_s))
         except (BotoCoreError, ValueError) as error:
             if isinstance(error, BotoCoreError) and (told := fault(error, place.bucket)).code == "CAFE-694":
                 raise told from None
             raise StoreError("CAFE-693", "The object store's address or region is not one.", "Set it again: `cafe storage set`.") from None
+
+    def credentials(self) -> Any:
+        """What the library signs with, as it is now."""
+        found = self._session.get_credentials()
+        if found is None:
+            raise fault(NoCredentialsError(), self.place.bucket)
+        return found.get_frozen_credentials()
+
+    def keys(self) -> Keys:
+        """The access key in use, as it is now."""
+        found = self.credentials()
+        return Keys(found.access_key, found.secret_key, found.token or "")
 
     def full_key(self, key: str) -> str:
         """The key in the bucket."""
@@ -195,10 +208,10 @@ class ObjectStore:
         """
         return self._url("put_object", {} if size is None else {"ContentLength": size}, key, seconds)
 
-    def abort_stale_uploads(self, older_than: timedelta = STALE_UPLOAD) -> int:
+    def abort_stale_uploads(self, older_than: timedelta = STALE_UPLOAD, prefix: str = "") -> int:
         """Drop the parts of uploads that were begun and never ended, as a killed process leaves them; returns how many."""
         before, count = datetime.now(UTC) - older_than, 0
-        found = self._patiently(lambda: self.client.list_multipart_uploads(Bucket=self.place.bucket, Prefix=self._below("")))
+        found = self._patiently(lambda: self.client.list_multipart_uploads(Bucket=self.place.bucket, Prefix=self._below(prefix)))
         for one in found.get("Uploads", []):
             if one["Initiated"] <= before:
                 named = {"Bucket": self.place.bucket, "Key": one["Key"], "UploadId": one["UploadId"]}

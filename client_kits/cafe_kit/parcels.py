@@ -30,6 +30,13 @@ def largest(size: int) -> int:
     return size + MAX_FILES * 2 * _BLOCK + 2 * _RECORD
 
 
+def size_of(folder: Path) -> int:
+    """How large the parcel of a folder is, without packing it. Raises OSError."""
+    sizes = [path.stat().st_size for _, path in files_below(folder)]
+    whole = sum(_BLOCK + size + -size % _BLOCK for size in sizes) + 2 * _BLOCK
+    return whole + -whole % _RECORD
+
+
 def pack(folder: Path, target: Path) -> Blob:
     """Write the files below ``folder`` (as ``files_below`` finds them) into ``target``; returns hash and size of the parcel.
 
