@@ -269,6 +269,10 @@ def keep(server: TinyServer, config: SeatConfig, made: Path, **changes: Any) -> 
     return ask(Seat(config), server, order, transport=asked["transport"])
 
 
+def shelved(config: SeatConfig) -> list[str]:
+    return sorted(path.name for path in (Path(config.home) / results.FOLDER).iterdir() if not path.name.startswith("."))
+
+
 def test_a_result_is_kept_with_the_order_that_names_it(server, config):
     made = adapter(server)
     for _ in range(2):
@@ -278,7 +282,7 @@ def test_a_result_is_kept_with_the_order_that_names_it(server, config):
     assert hash_folder(shelf / hash_folder(made).sha256) == hash_folder(made)
     order, asked = result(server, made)
     assert json.loads((shelf / "run.json").read_text()) == json.loads(json.dumps({"order": asdict(order), "signature": asked["signature"]}))
-    assert charges(config) == 0 and sorted(path.name for path in shelf.iterdir()) == sorted([hash_folder(made).sha256, "run.json"])
+    assert charges(config) == 0 and shelved(config) == sorted([hash_folder(made).sha256, "run.json"])
 
 
 def test_a_result_on_the_shelf_is_not_fetched_again(server, config):
@@ -292,9 +296,9 @@ def test_a_result_on_the_shelf_is_not_fetched_again(server, config):
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "run.py"])
 def test_a_result_with_other_files_is_refused_and_the_old_one_stays(server, config, name):
     keep(server, config, adapter(server))
-    before = sorted(path.name for path in (Path(config.home) / results.FOLDER).iterdir())
+    before = shelved(config)
     assert keep(server, config, adapter(server, "evil", **{name: b"x"})).code == "CAFE-348"
-    assert sorted(path.name for path in (Path(config.home) / results.FOLDER).iterdir()) == before
+    assert shelved(config) == before
 
 
 def test_a_result_that_is_another_one(server, config):

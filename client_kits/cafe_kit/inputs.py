@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cafe_kit import links
 from cafe_kit.errors import CafeError
-from cafe_kit.hashes import hash_file, hash_folder
+from cafe_kit.hashes import hash_file, hash_folder, size_of
 from cafe_kit.orders import Blob
 from cafe_kit.shelf import Shelf
 
@@ -61,12 +61,15 @@ def fetch_folder(name: str, where: str, blob: Blob, shelf: Sequence[Path] = (), 
             return kept.fetch(where, blob, longest_s)
         if kept and Path(where).is_file():
             return kept.take(Path(where), blob)
-        same = hash_folder(Path(where)) == blob
+        folder = Path(where)
+        if not folder.is_absolute():
+            raise _missing(name)
+        same = size_of(folder) == blob.size and hash_folder(folder) == blob  # the size first: a path may lead to a whole disk
     except (OSError, ValueError):
         raise _missing(name) from None
     if not same:
         raise _different(name)
-    return Path(where)
+    return folder
 
 
 def _missing(name: str) -> CafeError:
