@@ -26,6 +26,7 @@ from cafe_kit import endpoint_settings, leftovers
 from cafe_kit.connection import GlobusCompute
 from cafe_kit.endpoint_settings import EndpointSettings
 from cafe_kit.errors import CafeError
+from cafe_kit.launched import VARIABLE
 from cafe_kit.release import seal_file
 from cafe_kit.site_folder import SiteSettings
 from cafe_kit.site_home import SiteHome
@@ -265,6 +266,7 @@ def _for_orders(home: Path, chosen: EndpointSettings, kit_folder: Path | None) -
         "CAFE_SITE_COMMAND": json.dumps(endpoint_settings.answer_command(chosen)),
         "CAFE_SITE_HOME": str(home.absolute()),
         "CAFE_KIT_FOLDER": str(kit_folder or ""),
+        VARIABLE: endpoint_settings.training(chosen),
     }
 
 

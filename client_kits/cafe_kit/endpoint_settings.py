@@ -16,12 +16,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cafe_kit.errors import CafeError
+from cafe_kit.launched import Machines
 from cafe_kit.release import seal_file
 
 FILE = "endpoint.toml"
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 _HEARTBEAT_S, _QUICK_HEARTBEAT_S = 30, 5  # the second, the least that there is, beside a stand-in of the service
 _IDLE_S, _MOST_S = 600, 7 * 86400  # the process that takes orders ends after so long without one; and whatever it waits for
+
+_SRUN = ("srun", "--ntasks-per-node=1", "--cpu-bind=none", "--kill-on-bad-exit=1")
+_MPIEXEC = ("mpiexec", "--ppn", "1", "--cpu-bind", "none")
 
 Word = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]  # one line: it goes into a job's script
 Count = Annotated[int, Field(ge=0, le=100_000)]
@@ -89,6 +93,16 @@ def answer_command(settings: EndpointSettings) -> list[str]:
     return command
 
 
+def training(settings: EndpointSettings) -> str:
+    """What a training order may use (``launched.Machines``), as it stands in the environment; "" for one process alone."""
+    gpus, nodes = max(1, settings.gpus_per_node), settings.nodes
+    if gpus * nodes == 1:
+        return ""
+    usual = {"slurm": [*_SRUN, f"--nodes={nodes}", f"--ntasks={nodes}"], "pbs": [*_MPIEXEC, "-n", str(nodes)], "plain": []}[settings.kind]
+    launcher = (settings.batch.launcher or usual) if nodes > 1 else []
+    return Machines(gpus_per_node=gpus, nodes=nodes, launcher=launcher).model_dump_json()
+
+
 def in_template(settings: EndpointSettings, environment: dict[str, str], quick: bool) -> dict[str, Any]:
     """The variable "site" of the endpoint's template. ``environment``: what a job has to find, whatever its scheduler hands on."""
     batch, period = settings.batch, _QUICK_HEARTBEAT_S if quick else _HEARTBEAT_S
@@ -101,7 +115,7 @@ def in_template(settings: EndpointSettings, environment: dict[str, str], quick: 
         "idle_beats": _IDLE_S // period,
         "most_beats": _MOST_S // period,
         "interface": batch.interface,
-        "look_s": period,
+        "look_s": 1 if quick else period,
         "idle_s": batch.idle_minutes * 60,
         "queue": batch.queue or None,
         "account": batch.account or None,

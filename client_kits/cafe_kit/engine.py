@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from cafe_kit import launched
+from cafe_kit.launched import Machines
 from cafe_kit.orders import TrainParams, VoteParams
 from cafe_kit.task import Record, Task
 
@@ -51,10 +53,11 @@ class RealEngine:
 
     Args:
         threads: CPU threads of the embedder, and of training where the order leaves the choice (0: the library's own choice).
+        machines: GPUs, perhaps of several nodes, that a training order may use together; None: this process alone.
     """
 
-    def __init__(self, threads: int = 0) -> None:
-        self._threads = threads
+    def __init__(self, threads: int = 0, machines: Machines | None = None) -> None:
+        self._threads, self._machines = threads, machines
         self._embedder: tuple[Path, Embedder] | None = None
         self._base_model: tuple[tuple[Path, str], BaseModel] | None = None
 
@@ -77,6 +80,8 @@ class RealEngine:
         round: int,
         progress: Progress,
     ) -> Deltas:
+        if self._machines is not None:
+            return launched.train(self._machines, params, task, base_model, adapter, shards, round, progress)
         import torch
 
         from cafe_kit.base_model import BaseModel
@@ -95,7 +100,7 @@ def from_environment(threads: int = 0) -> Engine:
     """The kit's own, or the one that the launching environment names (tests): never one that an order names."""
     named = os.environ.get("CAFE_KIT_ENGINE")
     if not named:
-        return RealEngine(threads)
+        return RealEngine(threads, launched.from_environment())
     module, _, name = named.partition(":")
     engine: Engine = getattr(importlib.import_module(module), name)()
     return engine

@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,6 +27,18 @@ _WINDOW = 16  # batches among which records are exchanged to bring similar lengt
 Pair = tuple[list[int], list[int]]
 
 
+class Team(Protocol):
+    """Several processes that train as one: each computes its share of every batch."""
+
+    def share(self, batch: Sequence[Pair]) -> Sequence[Pair]:
+        """What of the batch is computed here."""
+        ...
+
+    def add_up(self, weights: Sequence[torch.nn.Parameter], loss: float) -> float:
+        """Make the gradients the sum over all processes; the sum of their losses."""
+        ...
+
+
 def train(
     params: TrainParams,
     task: Task,
@@ -34,6 +47,7 @@ def train(
     shards: Mapping[str, Sequence[Record]],
     progress: Callable[[str, int, int], None],
     round: int = 0,
+    team: Team | None = None,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Train each shard from the same adapter; the base model is shared.
 
@@ -42,6 +56,7 @@ def train(
         shards: site to its records. A shard's result does not depend on the other shards.
         progress: called with (site, steps done, steps).
         round: part of what batches are drawn from.
+        team: the processes that train together, each of which gets all of these arguments (``parallel``).
 
     Returns:
         Site to {tensor name: float32 delta, after minus before}, for the trained tensors only (``params.trained``).
@@ -61,7 +76,7 @@ def train(
             pairs = encode(records, task, base, params.max_tokens)
             trained = _trained(params, base)
             stream = batches(pairs, params, f"{params.seed}/{round}/{site}")
-            _run(params, base, trained, stream, partial(progress, site))
+            _run(params, base, trained, stream, partial(progress, site), team)
             deltas[site] = _delta(trained, adapter)
     finally:
         base.set_adapter(None)
@@ -129,13 +144,15 @@ def _run(
     trained: Mapping[str, torch.nn.Parameter],
     stream: Iterator[list[Pair]],
     progress: Callable[[int, int], None],
+    team: Team | None,
 ) -> None:
     """AdamW steps over the stream: linear warm-up, then a constant rate; the loss is the mean over a batch's answer tokens."""
     weights = list(trained.values())
     optimizer = torch.optim.AdamW(weights, lr=params.learning_rate, weight_decay=params.weight_decay, fused=True)
     for step, batch in enumerate(stream, start=1):
         optimizer.param_groups[0]["lr"] = params.learning_rate * min(1.0, step / (params.warmup_steps + 1))
-        loss = backward(base, batch)
+        loss = backward(base, team.share(batch) if team else batch, sum(len(answer) for _, answer in batch))
+        loss = team.add_up(weights, loss) if team else loss
         norm = torch.nn.utils.clip_grad_norm_(weights, MAX_GRADIENT_NORM, foreach=True)
         if not (math.isfinite(loss) and math.isfinite(float(norm))):
             raise _diverged()
@@ -146,9 +163,8 @@ def _run(
         raise _diverged()
 
 
-def backward(base: BaseModel, batch: Sequence[Pair]) -> float:
-    """Add the gradient of the batch's mean answer loss to the trained tensors; returns that loss."""
-    tokens = sum(len(answer) for _, answer in batch)
+def backward(base: BaseModel, batch: Sequence[Pair], tokens: int) -> float:
+    """Add the gradient of the summed answer loss over ``tokens`` to the trained tensors; returns that loss: a whole batch's mean."""
     total = 0.0
     for part in by_length([len(prompt) + len(answer) for prompt, answer in batch], PASS_TOKENS):
         loss = base.answer_nll([batch[i] for i in part]).sum() / tokens
