@@ -11,7 +11,7 @@ import streamlit as st
 from cafe_kit.enrolment import JoinRequest
 from cafe_kit.orders import MAX_BYTES
 
-from app import dialogs, downloads, frame, widgets
+from app import dialogs, downloads, frame, kit_globus, widgets
 from pipeline import accounting, enrolling
 from pipeline.enrolling import Waiting
 from server_store.site_kits import SiteKit
@@ -57,11 +57,12 @@ def facts(asked: JoinRequest) -> None:
 def _word(found: Waiting) -> None:
     """Approve by the words that are heard, or refuse with a reason."""
     serial, site = found.kit.serial, widgets.plain(found.kit.site)
+    ready = kit_globus.draw(found.kit)
     st.markdown(f"**Call the admin of {site}**, at a number that you knew before. He reads you four words; type what you hear.")
     said = st.text_input("Four words that the admin reads to you", key=f"words {serial}", live=True, autocomplete="off")
     heard = re.findall(r"[a-z]+", said.lower())
     with st.container(horizontal=True, vertical_alignment="center"):
-        let_in = st.button("Let it in", type="primary", key="let-in", disabled=len(heard) != 4, icon=":material/how_to_reg:")
+        let_in = st.button("Let it in", type="primary", key="let-in", disabled=len(heard) != 4 or not ready, icon=":material/how_to_reg:")
         shown = st.toggle(
             "Show the words of this side", key=f"show {serial}", help="After he has read his: only then do they prove anything."
         )

@@ -124,15 +124,9 @@ def failure_card(error: Known, key: str, *, site: str | None = None, run: Run | 
         with st.container(horizontal=True):
             with st.popover("Copy details", icon=":material/content_copy:", key=f"details {key}"):
                 st.code(details(error, site=site, run=run), language=None, wrap_lines=True)
-            explained = page(code)
-            if explained and st.button(f"About {code}", icon=":material/help:", key=f"about {key}"):
-                about(code, explained)
-
-
-@st.dialog("What this code means", width="large")
-def about(code: str, text: str) -> None:
-    """The page of an error code."""
-    st.markdown(text)
+            if explained := page(code):  # no dialog: a card may stand in one, or in a form
+                with st.popover(f"About {code}", icon=":material/help:", key=f"about {key}"):
+                    st.markdown(re.sub(r"^(#+) ", r"###\1 ", explained, flags=re.MULTILINE))
 
 
 def details(error: Known, *, site: str | None = None, run: Run | None = None) -> str:

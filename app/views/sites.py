@@ -10,7 +10,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import dialogs, frame, join_request, joined_view, kit_form, local_view, site_form, widgets
+from app import dialogs, frame, join_request, joined_view, kit_form, local_view, people, site_form, widgets
 from app.site_form import KINDS
 from pipeline import (
     accounting,
@@ -76,6 +76,9 @@ def _page(store: Desk, federation: Federation) -> None:
             st.page_link("views/generate.py", label="Plan and start a run", icon=":material/auto_awesome:")
     every = _pace(store, joined)
     st.fragment(_live, run_every=every)(federation.name, every)
+    with st.expander("People", key="people", icon=":material/groups:", on_change="rerun") as people_part:
+        if people_part.open:
+            people.draw(federation)
 
 
 def _dialog(federation: Federation) -> None:
