@@ -27,7 +27,7 @@ def person() -> Person:
     Raises:
         CafeError: CAFE-191 where the session has ended since the page was opened.
     """
-    if not st.context.headers.to_dict():  # no browser: a page is drawn by a program, a test
+    if not _browser():
         return Person(operators.at_terminal(home()), "link")
     header = os.environ.get(serving.PROXY_HEADER, "")
     if header and (name := proxy_name(st.context.headers.get_all(header))):
@@ -56,10 +56,10 @@ def still_here() -> Person:
 def foot(who: Person) -> None:
     """In the sidebar: who is signed in, and the way out."""
     label = f"Operator: {widgets.plain(who.name)}"
-    if who.way == "proxy":
+    if who.way == "proxy" or not _browser():  # the proxy signs people out
         st.caption(label)
         return
-    with st.popover(label, icon=":material/account_circle:", key="who"):
+    with st.expander(label, icon=":material/account_circle:", key="who"):
         globus = globus_identity(who)
         if globus:
             st.markdown(f"Signed in with Globus as **{widgets.plain(globus.username)}**.")
@@ -108,6 +108,11 @@ def signed_in(who: Person, identity: Identity) -> None:
         globus_settings.remember_account(home(), identity.id)
         if not operators.listed(home()):
             operators.admit(home(), identity, claims=True)
+
+
+def _browser() -> bool:
+    """Whether there is one: a program, a test, draws pages without."""
+    return bool(st.context.headers.to_dict())
 
 
 def _sign_out(who: Person) -> None:
