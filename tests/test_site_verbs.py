@@ -6,12 +6,14 @@ import functools
 import json
 import os
 import pty
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +27,7 @@ from cafe_kit.inputs import hash_folder
 from cafe_kit.orders import ResultParams, sign
 from cafe_kit.policy import load_policy
 
+from tests.browser import chromium_path
 from tests.fakes import BY_SITE, TinyEngine
 from tests.seaweedfs import S3Server
 from tests.site_place import CODE, SERIAL, Place, make_place
@@ -408,3 +411,28 @@ def test_a_leaving_that_somebody_else_wrote(place: Place) -> None:
     data = (place.exchange / enrolment.leaving_name(SERIAL)).read_bytes()
     with pytest.raises(CafeError, match="CAFE-102"):
         enrolment.read_leaving(data.replace(b'"north"', b'"south"'))
+
+
+# What the admin and his security office read
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("name", ["README.html", "SECURITY.html"])
+def test_each_page_of_the_kit_prints_on_one_sheet(make: Make, name: str) -> None:
+    program = chromium_path()
+    if program is None:
+        pytest.skip("no chromium on this machine")
+    place = make()
+    paper = place.folder / "page.pdf"
+    command = [program, "--headless", "--no-sandbox", "--disable-gpu", f"--print-to-pdf={paper}", f"--user-data-dir={place.folder}/browser"]
+    subprocess.run([*command, str(place.kit / name)], capture_output=True, check=True, timeout=120)
+    streams = re.findall(rb"stream\r?\n(.*?)endstream", paper.read_bytes(), re.DOTALL)
+    counts = [int(count) for text in [paper.read_bytes(), *map(_plain, streams)] for count in re.findall(rb"/Count (\d+)", text)]
+    assert max(counts) == 1
+
+
+def _plain(stream: bytes) -> bytes:
+    try:
+        return zlib.decompress(stream)
+    except zlib.error:
+        return b""

@@ -2,7 +2,8 @@
 
 Knows the words, and the verbs by which a site joins and works; those of a site that has joined are in ``commands.py``. With ``--format
 json`` standard output holds one JSON document, and everything said on the way goes to standard error.
-Exit codes: 0 ok, 1 a check failed, 2 usage, 3 the operator has not answered yet, 4 the kit cannot be used, 5 refused for privacy.
+Exit codes: 0 done, 1 something stands in the way, 2 usage, 3 the operator has not answered yet, 4 the kit, the approval or what came
+cannot be used, 5 refused for privacy.
 """
 
 from __future__ import annotations
