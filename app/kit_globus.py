@@ -1,13 +1,13 @@
 """What a kit needs of Globus before its site is let in: the application under which its endpoint runs, the member it is issued to.
 
-Draws; ``pipeline.site_applications`` and ``pipeline.members`` do it. A pasted secret goes to the vault and is cleared from the form.
+Draws; ``pipeline.site_applications`` and ``pipeline.members`` do it. A pasted secret goes to the vault.
 """
 
 from __future__ import annotations
 
 import streamlit as st
 
-from app import sign_in, widgets
+from app import secret_form, sign_in, widgets
 from pipeline import groups, members, site_applications
 from pipeline.home import home
 from server_store.site_kits import SiteKit
@@ -58,12 +58,7 @@ def _application(kit: SiteKit) -> bool:
             st.rerun()
     with st.expander("Paste one that was registered", expanded=not globus, icon=":material/content_paste:"):
         st.caption("app.globus.org, Developers: a service account. Its secret is shown there once.")
-        with st.form(f"application {kit.serial}", clear_on_submit=True, border=False):
-            told = st.text_input("Its id", max_chars=60, autocomplete="off")
-            secret = st.text_input("Its secret", type="password", max_chars=200, autocomplete="off")
-            take = st.form_submit_button("Take it", icon=":material/key:")
-        if take and told.strip() and secret.strip():
-            with widgets.guard("application taken"):
-                site_applications.take(home(), kit, told, secret)
-                st.rerun()
+        secret_form.draw(
+            f"application {kit.serial}", "Its id", "Its secret", "Take it", lambda *app: site_applications.take(home(), kit, *app)
+        )
     return False

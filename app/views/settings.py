@@ -10,15 +10,15 @@ import sys
 
 import streamlit as st
 
-from app import frame, widgets
+from app import frame, globus_view, people, storage_view, widgets
 from pipeline import premises
 from pipeline.home import home
 from pipeline.settings import GeneratorSettings
 from server_store.desk import Desk
 
 WHAT = """
-What this console stands on: the folder that holds everything, the models, who may reach it. Nothing here changes a run that
-has begun. What a run does is set up on *Generate* and *Train*.
+What this console stands on: the folder that holds everything, the models, the object store, who may enter. Nothing here changes a run
+that has begun. What a run does is set up on *Generate* and *Train*.
 """
 _SECRETS = (
     ("CAFE_OPENAI_API_KEY", "key of the server that answers the chat, where it asks for one"),
@@ -30,9 +30,16 @@ WORD = "remove demo"
 
 def main() -> None:
     widgets.heading("Settings", WHAT)
-    machine, choices, safety, about = st.tabs(["This machine", "Preferences", "Security", "Versions and documents"])
+    drawn = ["This machine", "Storage", "Globus", "Operators", "Preferences", "Security", "Versions and documents"]
+    machine, store_tab, globus, people_tab, choices, safety, about = st.tabs(drawn)
     with machine, widgets.guard("machine"):
         _machine()
+    with store_tab, widgets.guard("storage"):
+        storage_view.draw()
+    with globus, widgets.guard("globus"):
+        globus_view.draw()
+    with people_tab:
+        people.draw_operators()
     with choices, widgets.guard("preferences"), frame.desk() as store:
         _preferences(store)
         _demo()
@@ -163,11 +170,11 @@ def _security() -> None:
         _switch("Usage statistics", "browser.gatherUsageStats", False),
         ("Error details in pages", details, details == "none", "pages show codes, never a stack trace"),
         ("Upload limit", f"{st.get_option('server.maxUploadSize')} MB", True, "public files only"),
-        ("Passwords", "none of its own", True, "put a login before it for others"),
+        ("Who may enter", "one-time link, or a sign-in with Globus", True, "the tab Operators says who"),
     ]
     rows = [{"State": "as shipped" if fine else "changed", "What": what, "Is": value, "Means": told} for what, value, fine, told in facts]
     st.dataframe(rows, hide_index=True, alt="Security facts of this console, as its server holds them now", height="content")
-    st.markdown("**Whoever can open this console can start runs and read what this home holds.**")
+    st.markdown("**Whoever may enter can start runs and read what this home holds.**")
     st.caption("Read from the running server. How others may reach it safely: *For the operator*, under *Versions and documents*.")
 
 
