@@ -121,7 +121,11 @@ class ObjectStore:
 
         def upload() -> None:
             with path.open("rb") as file:  # opened anew: a try that failed has read some of it
-                self.client.upload_fileobj(file, **self._at(key), ExtraArgs=noted, Config=parts)
+                try:
+                    self.client.upload_fileobj(file, **self._at(key), ExtraArgs=noted, Config=parts)
+                except KeyError:  # the answer that names a new upload was cut
+                    raise IncompleteReadError(actual_bytes=0, expected_bytes=1) from None
+                _complete(self.client.head_object(**self._at(key)), path.stat().st_size)
 
         self._patiently(upload)
 
@@ -186,7 +190,7 @@ class ObjectStore:
         token: dict[str, str] = {}
         where = {"Bucket": self.place.bucket, "Prefix": self._below(prefix)}
         while True:
-            page = self._patiently(partial(self.client.list_objects_v2, **where, **token))
+            page = self._patiently(partial(self._page, "list_objects_v2", "Name", **where, **token))
             for one in page.get("Contents", []):
                 yield Stored(one["Key"][len(self._below("")) :], one["Size"], one["LastModified"])
             if not page.get("IsTruncated"):
@@ -211,7 +215,8 @@ class ObjectStore:
     def abort_stale_uploads(self, older_than: timedelta = STALE_UPLOAD, prefix: str = "") -> int:
         """Drop the parts of uploads that were begun and never ended, as a killed process leaves them; returns how many."""
         before, count = datetime.now(UTC) - older_than, 0
-        found = self._patiently(lambda: self.client.list_multipart_uploads(Bucket=self.place.bucket, Prefix=self._below(prefix)))
+        where = {"Bucket": self.place.bucket, "Prefix": self._below(prefix)}
+        found = self._patiently(partial(self._page, "list_multipart_uploads", "Bucket", **where))
         for one in found.get("Uploads", []):
             if one["Initiated"] <= before:
                 named = {"Bucket": self.place.bucket, "Key": one["Key"], "UploadId": one["UploadId"]}
@@ -224,6 +229,13 @@ class ObjectStore:
 
     def _below(self, prefix: str) -> str:
         return f"{self.place.prefix}/{prefix}" if self.place.prefix else prefix
+
+    def _page(self, action: str, told: str, **asked: str) -> dict[str, Any]:
+        """One page of a listing; one that does not tell even the bucket was cut among its headers, and is no empty one."""
+        page: dict[str, Any] = getattr(self.client, action)(**asked)
+        if told not in page:
+            raise IncompleteReadError(actual_bytes=0, expected_bytes=1)
+        return page
 
     def _url(self, action: str, more: dict[str, Any], key: str, seconds: float) -> str:
         if not 1 <= seconds <= LONGEST_URL_S:
@@ -299,9 +311,9 @@ def _config(place: Place, timeout_s: float) -> Config:
     )
 
 
-def _complete(answer: dict[str, Any]) -> dict[str, Any]:
-    """The answer, unless it was cut among its headers, which the library takes for a short answer."""
-    if "ContentLength" not in answer or "ETag" not in answer:
+def _complete(answer: dict[str, Any], size: int | None = None) -> dict[str, Any]:
+    """The answer, unless it was cut among its headers, which the library takes for a short answer; or tells another size."""
+    if "ContentLength" not in answer or "ETag" not in answer or size not in (None, answer["ContentLength"]):
         raise IncompleteReadError(actual_bytes=0, expected_bytes=1)
     return answer
 

@@ -108,6 +108,16 @@ def test_a_large_file_goes_in_parts_and_comes_back(store: ObjectStore, tmp_path:
     store.delete("large")
 
 
+@pytest.mark.parametrize(("kind", "after"), [("cut down", 60), ("cut down", 300), ("cut up", 20_000_000), ("status", 503)])
+def test_parts_that_break_are_put_again(behind: ObjectStore, proxy: FaultProxy, tmp_path: Path, kind: Kind, after: float) -> None:
+    with (tmp_path / "own").open("wb") as file:
+        file.truncate(65 * 2**20)
+    proxy.fail(kind, 3, after)
+    behind.put_file("large", tmp_path / "own", "00ff")
+    assert behind.holds("large", "00ff", 65 * 2**20) and proxy.seen[kind] == 3
+    behind.delete("large")
+
+
 # Bytes that are not what was announced
 
 
@@ -190,6 +200,16 @@ def test_what_passes_is_waited_out(
         behind.put_file("b", tmp_path / "own")
         assert proxy.seen[kind] > before
         assert behind.read("b", len(DATA)) == DATA
+
+
+def test_a_listing_that_was_cut_is_no_empty_one(behind: ObjectStore, proxy: FaultProxy) -> None:
+    """The library takes an answer that ends among its headers for a short one."""
+    behind.put("a", b"1")
+    for after in (20, 60, 200, 400):
+        proxy.fail("cut down", 2, after)
+        assert [one.key for one in behind.list()] == ["a"]
+        proxy.fail("cut down", 2, after)
+        assert behind.size("a") == 1 and behind.abort_stale_uploads() == 0
 
 
 def test_a_body_that_breaks_is_gone_on_with_and_not_begun_anew(behind: ObjectStore, proxy: FaultProxy, tmp_path: Path) -> None:

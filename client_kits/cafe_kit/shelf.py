@@ -49,16 +49,13 @@ class Shelf:
             if (found := self.find(blob)) is not None:  # another process was first
                 return found
             part = self._last / f".{blob.sha256}.tar.part"
-            begun = part.exists()
-            self._ask_for_room(blob, part.stat().st_size if begun else 0)
+            self._ask_for_room(blob, part.stat().st_size if part.exists() else 0)
             self._receive(url, part, blob, longest_s)
             try:
                 return self._unpacked(part, blob, mine=True)
-            except CafeError:
-                if not begun:
-                    raise
-            self._receive(url, part, blob, longest_s)  # what was begun before was not a beginning of this
-            return self._unpacked(part, blob, mine=True)
+            except CafeError:  # damaged on its way, or what was begun before was not a beginning of this: once more, from the beginning
+                self._receive(url, part, blob, longest_s)
+                return self._unpacked(part, blob, mine=True)
 
     def take(self, parcel: Path, blob: Blob) -> Path:
         """The folder that a parcel on this machine holds.
