@@ -25,8 +25,9 @@ _INPUTS = "cafe-inputs"
 class Depot(Protocol):
     """Bytes by reference, both ways."""
 
-    def offer(self, kit: SiteKit, blob: Blob, path: Path) -> str:
-        """Where this site fetches an input, a path or a URL. A folder travels as a parcel (``cafe_kit.parcels``)."""
+    def offer(self, kit: SiteKit, blob: Blob, path: Path, shared: bool = False) -> str:
+        """Where this site fetches an input, a path or a URL. A folder travels as a parcel (``cafe_kit.parcels``); ``shared``: a model,
+        which other runs want as well and which stays."""
         ...
 
     def withdraw(self, kit: SiteKit, blob: Blob) -> None:
@@ -45,11 +46,15 @@ class Depot(Protocol):
         """Nothing of this body stays."""
         ...
 
+    def sweep(self) -> int:
+        """The run is over: delete what it has left on the way; how much that was."""
+        ...
+
 
 class FolderDepot:
     """Inputs in ``cafe-inputs/<sha256>`` of the exchange folder, bodies in the site's ``<serial>.site/bodies/<order hash>``."""
 
-    def offer(self, kit: SiteKit, blob: Blob, path: Path) -> str:
+    def offer(self, kit: SiteKit, blob: Blob, path: Path, shared: bool = False) -> str:
         target = self._input(kit, blob, folder=path.is_dir())
         try:
             if not target.exists():
@@ -84,7 +89,7 @@ class FolderDepot:
                 state = os.fstat(descriptor)
                 if not stat.S_ISREG(state.st_mode) or state.st_size != body.size:
                     raise _other()
-                shutil.copyfileobj(file, out)
+                out.write(file.read(body.size))  # a file that grows meanwhile is not followed
             if hash_file(beside) != body.sha256:
                 raise _other()
             beside.replace(target)
@@ -96,6 +101,10 @@ class FolderDepot:
     def clear(self, kit: SiteKit, order_hash: str) -> None:
         # What lies in the site's own folder the site removes, as soon as the order is gone.
         return None
+
+    def sweep(self) -> int:
+        # Inputs are withdrawn after each round; an adapter stays for a site that is away.
+        return 0
 
     def _input(self, kit: SiteKit, blob: Blob, *, folder: bool) -> Path:
         return Path(kit.exchange, _INPUTS, blob.sha256 + (".tar" if folder else ""))

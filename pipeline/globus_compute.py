@@ -63,7 +63,7 @@ _NAME = "cafe_answer"
 _JSON = "11\n"  # how a buffer begins that holds JSON; whatever begins otherwise may be code and is not opened
 _MOST = 4 * MAX_BYTES
 _POLL_S, _MOST_POLL_S, _POLL_SHARE = 1.0, 15.0, 0.1  # the longer a ticket is open, the more seldom it is asked for
-_AGAIN_S, _MOST_AGAIN_S = 120.0, 3600.0  # a message without an answer is sent again after so long; doubled each time
+AGAIN_S, _MOST_AGAIN_S = 120.0, 3600.0  # a message without an answer is sent again after so long; doubled each time
 _CLASS = re.compile(r"\b[A-Z][A-Za-z]{2,40}(?:Error|Exception|Lost|Exceeded|Expired|Timeout|Failed)\b")
 _HEARD_S = 10.0  # for how long a status is good
 
@@ -88,7 +88,7 @@ class GlobusMessenger:
         again_s: after how long an unanswered message is sent again.
     """
 
-    def __init__(self, home: Path, *, again_s: float = _AGAIN_S, poll_s: float = _POLL_S) -> None:
+    def __init__(self, home: Path, *, again_s: float = AGAIN_S, poll_s: float = _POLL_S) -> None:
         self._home, self._again_s, self._poll_s = home, again_s, poll_s
         self._lock = threading.Lock()
         self._sent: dict[str, _Sent] = {}

@@ -1,7 +1,8 @@
 """Where an order's inputs wait for a site of another machine, and where its body waits for us: in an object store, reached by links.
 
 Knows keys, links and how long they live. Does not know orders, and opens no body. Everything of a run lies below ``runs/<run>/``: inputs
-under their content's hash, put there once however many sites fetch them, and each body under its order and its own hash.
+under their content's hash, put there once however many sites fetch them, and each body under its order and its own hash. Models lie below
+``models/``, for all runs.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from server_store.object_store import ObjectStore
 
 LINK_S = 15 * 60  # long enough to begin, short for whoever finds one in a log
+MODELS = "models/"
 _GONE, _OTHER = "CAFE-691", "CAFE-692"
 
 
@@ -42,10 +44,10 @@ class ObjectDepot:
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._tidied = False
 
-    def offer(self, kit: SiteKit, blob: Blob, path: Path) -> str:
+    def offer(self, kit: SiteKit, blob: Blob, path: Path, shared: bool = False) -> str:
         """A link by which this site fetches the input; what is not in the store is put there first. A folder goes as a parcel."""
         folder = path.is_dir()
-        key = self._input(blob, folder=folder)
+        key = f"models/{blob.sha256}.tar" if folder and shared else self._input(blob, folder=folder)
         with _told(), self._locks[key]:
             size = parcels.size_of(path) if folder else blob.size
             if not self._store.holds(key, blob.sha256, size):
@@ -87,12 +89,7 @@ class ObjectDepot:
 
     def sweep(self) -> int:
         """Delete whatever this run has left in the store, uploads that never ended too; returns how many objects."""
-        with _told():
-            found = [one.key for one in self._store.list(f"runs/{self._run}/")]
-            for key in found:
-                self._store.delete(key)
-            self._store.abort_stale_uploads(timedelta(0), f"runs/{self._run}/")
-        return len(found)
+        return _swept(self._store, f"runs/{self._run}/")
 
     def _input(self, blob: Blob, *, folder: bool) -> str:
         return f"runs/{self._run}/inputs/{blob.sha256}{'.tar' if folder else ''}"
@@ -110,7 +107,21 @@ class ObjectDepot:
         if not self._tidied:
             self._tidied = True
             with suppress(StoreError):  # not every server can; ``cafe storage check`` says so
-                self._store.abort_stale_uploads(prefix="runs/")
+                self._store.abort_stale_uploads()
+
+
+def sweep_models(store: ObjectStore) -> int:
+    """Delete the models that were handed out; the next run that needs one puts it there again. Returns how many."""
+    return _swept(store, MODELS)
+
+
+def _swept(store: ObjectStore, prefix: str) -> int:
+    with _told():
+        found = [one.key for one in store.list(prefix)]
+        for key in found:
+            store.delete(key)
+        store.abort_stale_uploads(timedelta(0), prefix)
+    return len(found)
 
 
 @contextmanager

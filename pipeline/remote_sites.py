@@ -11,7 +11,9 @@ import queue
 import random
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from cafe_kit.errors import CafeError
 from cafe_kit.orders import Blob, Reply, Transport, order_hash, parse, verify
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from pipeline import site_words
 from pipeline.depots import Depot
 from pipeline.messengers import Messenger
 from pipeline.settings import SERVER_SEATS
@@ -33,6 +36,7 @@ _TRIES = 8
 _PASSING = ("CAFE-131", "CAFE-161", "CAFE-162")  # the bytes did not find their way: the same order once more
 _WAITING = "CAFE-328"  # the site's admin looks at the answer before it leaves: asked again until the deadline
 _NO_BODY = ("hello", "result")
+_SHARED = ("base_model", "embedder")
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,15 @@ class RemoteSites:
         self._store, self._federation, self._way, self._may, self._keys, self._poll_s = store, federation, way, may_take_part, keys, poll_s
         self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._ways: list[Way] = []
+
+    def sweep(self) -> None:
+        """The run is over: nothing of it stays on the way. A store that is down keeps it; ``cafe storage sweep`` is for that."""
+        for before in self._threads:
+            before.join()
+        for depot in {id(way.depot): way.depot for way in self._ways}.values():
+            with suppress(CafeError):
+                depot.sweep()
 
     def close(self) -> None:
         """Stop waiting; what is under way can be asked again."""
@@ -119,6 +132,7 @@ class RemoteSites:
                 self._collect([trip for trip in open_ if not trip.over], kits, answers)
                 self._closed.wait(self._poll_s)
         except Exception as error:
+            traceback.print_exc()  # into the worker's own log
             for trip in trips:
                 self._end(trip, answers, CafeError("CAFE-127", f"The site could not be asked ({type(error).__name__}).", ""))
         finally:
@@ -141,6 +155,7 @@ class RemoteSites:
         self._may(kit, f"{order.run} {order.stage}/{order.attempt}/{order.round}")
         self._keys[order.site] = kit.site_key
         trip.way = way = trip.way or self._way(kit)
+        self._ways.append(way)
         try:
             trip.ticket = way.messenger.send(kit, self._message(trip, kit, way))
             trip.sent += 1
@@ -154,7 +169,7 @@ class RemoteSites:
     def _message(self, trip: _Trip, kit: SiteKit, way: Way) -> dict[str, Any]:
         """The order with the places where its bytes are now."""
         order, local = trip.envelope.order, trip.envelope.transport
-        inputs = {name: way.depot.offer(kit, blob, Path(local.inputs[name])) for name, blob in order.inputs.items()}
+        inputs = {name: way.depot.offer(kit, blob, Path(local.inputs[name]), name in _SHARED) for name, blob in order.inputs.items()}
         trip.offered = [blob for name, blob in order.inputs.items() if Path(local.inputs[name]).is_file()]
         output = "" if order.kind in _NO_BODY else way.depot.place(kit, trip.hash, trip.body)
         left = max(1.0, trip.deadline - time.monotonic())
@@ -229,7 +244,7 @@ class RemoteSites:
         """
         assert trip.kit
         if isinstance(problem := told.get("problem"), dict):
-            raise CafeError(_code(problem.get("code")), _line(problem.get("sentence")), "")
+            raise CafeError(site_words.code(problem.get("code")), site_words.line(problem.get("sentence", "")) or site_words.NOT_SAID, "")
         reply = parse(Reply, told.get("reply"))
         if reply.site != trip.envelope.order.site:
             raise CafeError("CAFE-125", "A reply names another site.", "Look at the site.")
@@ -252,6 +267,14 @@ class RemoteSites:
             act()
         except (CafeError, StoreError) as error:
             self._end(trip, answers, error)
+        except Exception as error:  # a library's own slip on a line that broke: the others' trips go on, and this one once more
+            traceback.print_exc()  # into the worker's own log
+            try:
+                self._again(trip, CafeError("CAFE-127", f"The site could not be asked ({type(error).__name__}).", ""))
+            except CafeError as last:
+                self._end(trip, answers, last)
+        except Exception as error:  # whatever one site brought about, the others are asked
+            self._end(trip, answers, CafeError("CAFE-127", f"The site could not be asked ({type(error).__name__}).", "Look at the site."))
 
     def _end(self, trip: _Trip, answers: Answers, how: Answer | CafeError | StoreError) -> None:
         if not trip.over:
@@ -293,14 +316,3 @@ def _remember(kits: SiteKits, kit: SiteKit, reply: Reply) -> None:
     seen = {"time": time.time(), "kit": told.kit, "python": told.python, "ledger_head": told.ledger_head or kit.seen.get("ledger_head", "")}
     known = {"charges": told.charges, "mu_squared": told.mu_squared}
     kits.saw(kit.serial, kit.seen | seen | {name: value for name, value in known.items() if value is not None})
-
-
-def _code(given: Any) -> str:
-    text = str(given)
-    return text if len(text) == 8 and text.startswith("CAFE-") and text[5:].isdigit() else "CAFE-123"
-
-
-def _line(given: Any) -> str:
-    """A sentence from outside, short and harmless."""
-    text = " ".join(str(given)[:300].split())
-    return "".join(letter for letter in text if letter.isprintable()) or "The site gave no reason."

@@ -25,6 +25,8 @@ from cafe_kit.errors import CafeError
 from cafe_kit.orders import Order, Reply, Transport, order_hash, parse, verify
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from pipeline import site_words
+
 _MAX_LINE = 256 * 1024
 _START_S = 120.0
 
@@ -41,12 +43,16 @@ class Envelope:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of an envelope: a verified reply, or a problem with a code and a sentence."""
+    """What became of an envelope: a verified reply, or a problem with a code and a sentence (whatever the site said, plain words)."""
 
     order: Order
     reply: Reply | None
     code: str = ""
     sentence: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "code", self.code and site_words.code(self.code))
+        object.__setattr__(self, "sentence", site_words.line(self.sentence))
 
 
 SiteProgress = Callable[[str, str, int, int], None]
@@ -58,12 +64,18 @@ class Party(Protocol):
 
     def hand_out(self, envelopes: Sequence[Envelope], answers: Answers) -> None: ...
 
+    def sweep(self) -> None: ...
+
 
 class Sites:
     """All sites of a run: those that a host of this machine serves by ``local``, all others by ``remote``."""
 
     def __init__(self, local: LocalSites, remote: Party) -> None:
         self._local, self._remote = local, remote
+
+    def sweep(self) -> None:
+        """The run is over: nothing of it stays on the way to other machines."""
+        self._remote.sweep()
 
     def add(self, host: Host) -> None:
         """Make a host of this machine known."""
@@ -206,11 +218,10 @@ class LocalSites:
                 if time.monotonic() >= deadline:
                     raise CafeError("CAFE-124", "The site did not answer before the deadline.", "Raise deadline_s, or look at the site.")
                 raise CafeError("CAFE-123", f"The site's process ended ({process.epitaph()}).", "Its log in the run's folder says more.")
-            if "progress" in line:
-                told = line["progress"]
-                answers.put(
-                    (str(told.get("site", host.name)), str(told.get("phase", "")), int(told.get("done", 0)), int(told.get("of", 0)))
-                )
+            if isinstance(told := line.get("progress"), dict):
+                if told.get("site") in host.sites:  # of no other
+                    counts = site_words.count(told.get("done")), site_words.count(told.get("of"))
+                    answers.put((told["site"], site_words.line(told.get("phase", ""), 40), *counts))
             elif "reply" in line:
                 answer = self._checked(host, line, open_)
                 if answer is not None:
@@ -346,7 +357,7 @@ class _Process:
         while line := self._popen.stdout.readline(_MAX_LINE):
             try:
                 told = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # chatter: not of the protocol
             if isinstance(told, dict):
                 self._lines.put(told)

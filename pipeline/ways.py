@@ -6,6 +6,7 @@ Knows which messenger and depot belong together. Does not know orders. Whoever a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def joined_sites(home: Path, federation: str, run: str, keys: dict[str, str], st
 
 def _globus(home: Path, run: str) -> Way:
     from pipeline import storage
-    from pipeline.globus_compute import GlobusMessenger
+    from pipeline.globus_compute import AGAIN_S, GlobusMessenger
     from pipeline.object_depot import ObjectDepot
 
-    return Way(GlobusMessenger(home), ObjectDepot(storage.object_store(), run))
+    again_s = float(os.environ.get("CAFE_GLOBUS_AGAIN_S", AGAIN_S))
+    return Way(GlobusMessenger(home, again_s=again_s), ObjectDepot(storage.object_store(), run))

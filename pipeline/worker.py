@@ -187,6 +187,7 @@ def _carry(stack: ExitStack, store: Store, run_id: str, epoch: int, folder: Path
     with ctx.timed("save"):
         results.write(ctx, attempt, synthetic, adapter, ledger)
     attendance.hand_over(ctx, ctx.folder / "adapters" / "final")
+    ctx.sites.sweep()
     ctx.say("done: the adapter is ready")
 
 

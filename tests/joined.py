@@ -67,7 +67,9 @@ class Joined(Federation):
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch, *, limits: dict[str, Any] | None = None, **settings: Any) -> None:
         far = [{"name": name, "kind": kind} for name, kind in KINDS.items()]
         folder.mkdir(exist_ok=True)
-        super().__init__(folder, weak=0, strong=0, sites=far, embedder=str(tiny_embedder(folder / "a real embedder")), **settings)
+        if "embedder" not in settings:
+            settings["embedder"] = str(tiny_embedder(folder / "a real embedder"))
+        super().__init__(folder, weak=0, strong=0, sites=far, **settings)
         patch.setenv("CAFE_HOME", str(self.home))
         self.exchange = folder / "exchange"
         self.exchange.mkdir()
