@@ -99,14 +99,19 @@ def keep(run_id: RunId, format: AsFormat = Format.text) -> None:
 
 
 @app.command()
-def sweep(run_id: RunId) -> None:
-    """Delete what a run that has ended left on its way: models and adapters handed out, answers not fetched. Kept results stay."""
+def sweep(
+    run_id: Annotated[str | None, typer.Argument(help="a run that has ended")] = None,
+    models: Annotated[bool, typer.Option("--models", help="the models that runs have handed out, too")] = False,
+) -> None:
+    """Delete what a run has left on its way (adapters handed out, answers not fetched), or the models. Kept results stay."""
     from pipeline import launch, object_depot
 
-    if (run := launch.store().run(run_id)).active:
+    if run_id and (run := launch.store().run(run_id)).active:
         raise CafeError("CAFE-658", f"Run {run.id} is {run.shown_state.lower()}.", "Stop it first, or wait for its end.")
-    count = object_depot.ObjectDepot(storage.object_store(), run_id).sweep()
-    _say(f"{count} objects of run {run_id} were deleted.")
+    store = storage.object_store()
+    count = object_depot.ObjectDepot(store, run_id).sweep() if run_id else 0
+    count += object_depot.sweep_models(store) if models else 0
+    _say(f"{count} objects were deleted." if run_id or models else "Name a run, or --models.")
 
 
 @app.command()

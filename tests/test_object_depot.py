@@ -241,6 +241,14 @@ def test_an_input_goes_up_once_however_many_fetch_it(journey: Journey, proxy: Fa
     assert not list((Path(os.environ["CAFE_HOME"]) / "parcels").iterdir())
 
 
+def test_a_model_stays_for_the_next_run(journey: Journey) -> None:
+    blob, folder = journey.server.blob("base_model"), journey.server.folder / "base_model"
+    url = journey.depot.offer(KIT, blob, folder, shared=True)
+    assert links.read(url, 10) and journey.depot.sweep() == 0
+    assert journey.left() == [f"models/{blob.sha256}.tar"]
+    assert object_depot.sweep_models(journey.store) == 1 and journey.left() == []
+
+
 def test_a_site_cannot_put_more_than_it_said_nor_anything_else(journey: Journey, tmp_path: Path) -> None:
     body = Blob(64 * "a", 1000)
     url = journey.depot.place(KIT, 64 * "b", body)

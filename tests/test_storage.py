@@ -233,7 +233,8 @@ def test_results_figures_and_log_are_kept_and_nothing_else(configured: S3Server,
         digest, name = line.split("  ")
         assert hashlib.sha256(found[f"kept/tiny-1/{name}"]).hexdigest() == digest  # type: ignore[arg-type]
     store.put("runs/tiny-1/inputs/00", b"left behind")
-    assert "1 objects" in cafe("sweep", finished)
+    store.put("models/00.tar", b"handed out")
+    assert "1 objects" in cafe("sweep", finished) and "1 objects" in cafe("sweep", "--models") and "Name a run" in cafe("sweep")
     assert {one.key for one in store.list()} == set(found)
 
 
