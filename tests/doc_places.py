@@ -53,12 +53,13 @@ class Operator:
         (self.folder / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
         write_records(self.folder / "test.jsonl", "test", 9)
 
-    def makes_it_small(self) -> None:
+    def makes_it_small(self, file: Path | None = None) -> None:
         """The models of the federation are replaced by stand-ins, and its rounds are few."""
-        file = self.home / "federations" / FEDERATION / "federation.yaml"
+        file = file or self.home / "federations" / FEDERATION / "federation.yaml"
         models = f"base_model: {tiny_base(self.folder / 'base')}\nembedder: {tiny_embedder(self.folder / 'embedder')}\n"
         stage1 = "stage1: {rounds: 2, candidates_per_label: 4, survivors_per_label: 2, synthetic_per_label: 6}\n"
-        file.write_text(f"{file.read_text()}{models}{stage1}stage2: {{rounds: 2, lora_rank: 2, steps: 2}}\n")
+        kept = re.sub(r"^(base_model|embedder|stage1|stage2):.*\n", "", file.read_text(), flags=re.MULTILINE)
+        file.write_text(f"{kept}{models}{stage1}stage2: {{rounds: 2, lora_rank: 2, steps: 2}}\n")
 
     def hands_over(self, site: str, code: str) -> Admin:
         """Zip and code, by two ways."""
@@ -124,11 +125,11 @@ class Admin:
         self.borrows_an_environment()
 
 
-def write_records(path: Path, seed: str, number: int) -> None:
+def write_records(path: Path, seed: str, number: int, label: str = "label") -> None:
     """Invented records with the columns that the pages name: ``message`` and ``department`` in a CSV, the roles in JSON lines."""
     rng = random.Random(seed)
     rows = [(f"{rng.choice(LABELS)} question {rng.random():.9f}", LABELS[i % len(LABELS)]) for i in range(number)]
     if path.suffix == ".csv":
-        path.write_text("message,department\n" + "".join(f"{text},{label}\n" for text, label in rows))
+        path.write_text("message,department\n" + "".join(f"{text},{answer}\n" for text, answer in rows))
     else:
-        path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
+        path.write_text("".join(json.dumps({"text": text, label: answer}) + "\n" for text, answer in rows))

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import re
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cafe_kit import endpoint_settings
 
+from server_store.ledger import Ledger
 from tests.doc_pages import Block, Story, blocks, missing
 from tests.doc_places import Admin, Operator, words
 from tests.shell import CTRL_C, Running, Typed
@@ -44,6 +47,7 @@ def test_from_nothing_to_three_sites(operator: Operator) -> None:
     by_a_script(south, operator)
     lab_joins = Story(GPU, "On a workstation")
     a_workstation(lab, operator, lab_joins)
+    settings_of_an_endpoint(lab)
     running = be_at_work(north), south.shell.start("./cafe-site start"), be_at_work_with_gpu(lab, lab_joins)
     a_run(operator, page)
     what_left_with_gpu(lab, lab_joins)
@@ -54,6 +58,7 @@ def test_from_nothing_to_three_sites(operator: Operator) -> None:
         each.end()
     leave(north)
     later(operator, page)
+    back_up(operator)
 
 
 # The operator
@@ -91,6 +96,18 @@ def later(operator: Operator, page: Story) -> None:
     block = page.next("cafe site revoke")
     shows(block, operator.shell.run(block.text))
     page.ends()
+
+
+def back_up(operator: Operator) -> None:
+    story = Story(OPERATOR, "Backup and restore")
+    operator.shell.run(story.next("tar --exclude").text)
+    (archive,) = operator.folder.glob("cafe-*.tar.gz")
+    with tarfile.open(archive) as packed:
+        assert {"./ledger.db", "./store.db", "./keys/signing.key"} <= set(packed.getnames())
+    operator.shell.run(story.next("python3 -c").text)
+    copy, own = Ledger(operator.folder / "ledger-copy.db"), Ledger(operator.home / "ledger.db")
+    assert copy.releases() == own.releases() and len(own.releases()) == 4  # two votes, two rounds
+    story.ends()
 
 
 # A site without a GPU
@@ -198,6 +215,18 @@ def a_workstation(lab: Admin, operator: Operator, story: Story) -> None:
     waiting = ("Waiting for the operator", lambda said: operator.lets_in("lab", said))
     typed = at_the_keyboard(lab, ("Allow training", ENTER), without_noise="y")
     shows(block, lab.shell.run(block.text, [*typed, waiting, *a_first_start()]))
+
+
+def settings_of_an_endpoint(lab: Admin) -> None:
+    """What a site does before its first start, where orders come through Globus Compute; ``test_docs_globus`` has the rest."""
+    story = Story(GPU, "Through Globus Compute")
+    lab.shell.run(story.next("cp endpoint/endpoint.toml").text)
+    story.ends()
+    assert endpoint_settings.load(lab.home, lab.folder / "none").kind == "plain"
+    story = Story(GPU, "A cloud machine")
+    block = story.next("./cafe-site start --service")
+    shows(block, lab.shell.run(block.text))
+    story.ends()
 
 
 def be_at_work_with_gpu(lab: Admin, story: Story) -> Running:
