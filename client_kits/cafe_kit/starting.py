@@ -6,7 +6,6 @@ Does not know files (``mailbox.py``), answers (``answering.py``) or Globus Compu
 
 from __future__ import annotations
 
-import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cafe_kit import asking, connection, instance, site_folder
+from cafe_kit import asking, connection, host, instance, site_folder
 from cafe_kit.answering import Answering, problem
 from cafe_kit.connection import Connection, Folder
 from cafe_kit.engine import Engine, from_environment
@@ -60,7 +59,7 @@ def start(home: Path, settings: SiteSettings, kit: Path | None, say: Say, once: 
     Raises:
         CafeError: CAFE-115 to 118, 128, 134, 154, 155; as ``endpoint.run``.
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    host.no_core_dumps()
     site_folder.check_key(home, settings)
     settings = with_kit(home, settings, kit)
     with instance.alone(home):
@@ -131,7 +130,9 @@ def _in_words(message: Any, told: dict[str, Any]) -> str:
     if reply["status"] != "ok":
         return f"{reply['status']} an order: {reply['code']} {reply['sentence']}"
     order = message["order"]
-    return f"answered {order['params']['kind']} {order['round']} of run {order['run']}"
+    what = {"hello": "a greeting", "result": "the finished adapter", "vote": "vote", "train": "training"}[order["params"]["kind"]]
+    number = f" {order['round']}" if reply["outputs"] else ""
+    return f"answered: {what}{number}, run {order['run']}"
 
 
 def _has_left(home: Path, settings: SiteSettings) -> bool:
