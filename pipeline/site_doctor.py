@@ -7,6 +7,8 @@ what an answer means beyond that it is genuine. It asks nothing of the site's re
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cafe_kit.errors import CafeError
-from cafe_kit.orders import PROTOCOL, HelloParams, Numbers, Order, PrivacyTerms, Transport, sign
+from cafe_kit.inputs import hash_file
+from cafe_kit.orders import PROTOCOL, Blob, HelloParams, Numbers, Order, PrivacyTerms, Transport, sign
 from cafe_kit.work import KIT_VERSION
 
 from pipeline import federations, members
@@ -62,6 +65,8 @@ def diagnose(kit: SiteKit, home: Path, wait_s: float = WAIT_S) -> list[Link]:
     looks: list[tuple[str, Look]] = [("approval", lambda: _approval(kit, home)), *_way_there(kit, home)]
     if kit.connection.get("via") != HERE:
         looks.append(("round trip", lambda: _round_trip(kit, home, wait_s)))
+    if kit.connection.get("via") == "globus":
+        looks.append(("object store at the site", lambda: _fetched(kit, home, wait_s)))
     for name, look in looks:
         if found and not found[-1].ok:
             found.append(Link(name, "not tried", "comes after what is broken"))
@@ -150,7 +155,7 @@ def _function(kit: SiteKit, home: Path) -> Iterator[str]:
 
 
 def _object_store() -> Iterator[str]:
-    """From here; whether the site reaches it, its answers to orders with inputs tell."""
+    """From here; from the site it is looked at last."""
     from pipeline import storage
 
     configured = storage.configured()
@@ -225,13 +230,29 @@ def _round_trip(kit: SiteKit, home: Path, wait_s: float) -> Iterator[str]:
     yield f"ledger: {_ledger(told)}"
 
 
-def _greeted(kit: SiteKit, home: Path, wait_s: float) -> Answer:
+def _fetched(kit: SiteKit, home: Path, wait_s: float) -> Iterator[str]:
+    """A second greeting brings a few bytes, which the site has to fetch from the object store."""
+    with tempfile.TemporaryDirectory() as folder:
+        probe = Path(folder, "probe")
+        probe.write_bytes(os.urandom(1024))
+        answer = _greeted(kit, home, wait_s, {"probe": probe})
+    if answer.reply is None or answer.reply.status != "ok":
+        raise CafeError(
+            answer.code or "CAFE-162",
+            f"The site answers, and cannot fetch from the object store: {answer.sentence}",
+            "Its way there (firewall, proxy) is closed, or the store's address is not one that it can reach.",
+        )
+    yield "the site fetched what was put there"
+
+
+def _greeted(kit: SiteKit, home: Path, wait_s: float, brings: dict[str, Path] | None = None) -> Answer:
     task, keys = federations.public_task(federations.get(kit.federation)), server_keys(home)
-    order = Order("doctor", 1, 1, int(time.time()), kit.site, task, PrivacyTerms("none"), {}, HelloParams())  # the time makes it a new one
-    envelope = Envelope(order, sign(order, keys.signing), Transport({}, "", wait_s))
+    inputs = {name: Blob(hash_file(path), path.stat().st_size) for name, path in (brings or {}).items()}
+    order = Order("doctor", 1, 1, int(time.time()), kit.site, task, PrivacyTerms("none"), inputs, HelloParams())  # the time makes it new
+    transport = Transport({name: str(path) for name, path in (brings or {}).items()}, "", wait_s)
     remote = RemoteSites(home / "store.db", kit.federation, way=ways(home, "doctor"), may_take_part=lambda *_: None, keys={})
     try:
-        return next(iter(remote.ask([envelope])))
+        return next(iter(remote.ask([Envelope(order, sign(order, keys.signing), transport)])))
     finally:
         remote.close()
 

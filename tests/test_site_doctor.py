@@ -11,13 +11,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cafe_kit.seat import Seat
+from cafe_kit.seat_config import SeatConfig
 
 from pipeline import enrolling, federations, globus_compute
 from pipeline.site_doctor import Link, broken, diagnose
 from pipeline.vault import Vault
 from server_store.site_kits import SiteKit, SiteKits
+from tests.fakes import TinyEngine, TinyServer
 from tests.globus_stand_in import StandIn, stand_in
 from tests.joined import Joined
 from tests.rabbitmq import free_port
@@ -110,6 +114,24 @@ def test_a_whole_chain_and_the_command(tmp_path: Path, monkeypatch: pytest.Monke
         assert "--   round trip" in done.stdout
     finally:
         joined.stop()
+
+
+def test_a_greeting_may_bring_a_few_bytes_and_nothing_else(tmp_path: Path) -> None:
+    """By which a site shows that it reaches the object store."""
+    server = TinyServer(tmp_path)
+    seat = Seat(SeatConfig.model_validate(server.seat_config("north")))
+
+    def asked(name: str, size: int = 1024, **changes: Any) -> tuple[str, str]:
+        (tmp_path / name).write_bytes(bytes(size))
+        order = server.order("north", "hello", inputs={name: replace(server.blob(name), **changes)})
+        told = server.ask(order)
+        reply, _ = seat.answer(told["order"], told["signature"], told["transport"], TinyEngine(), lambda *_: None)
+        return reply.status, reply.code
+
+    assert asked("probe") == ("ok", "")
+    assert asked("probe", sha256="0" * 64) == ("failed", "CAFE-107")
+    assert asked("probe", size=70_000) == ("refused", "CAFE-343")
+    assert asked("other") == ("refused", "CAFE-105")
 
 
 # A site that is reached through Globus Compute

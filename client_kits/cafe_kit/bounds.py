@@ -20,6 +20,7 @@ MOST_BYTES = {
     "adapter_folder": 8 * GIB,
     "embedder": 64 * GIB,
     "base_model": 4096 * GIB,
+    "probe": 2**16,
 }
 _STEPS_OF_ONE_VOTE = 2**62  # grid steps that still are a machine's integer
 

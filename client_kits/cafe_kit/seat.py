@@ -33,7 +33,7 @@ from cafe_kit.policy import Policy, check_not_paused, load_policy
 from cafe_kit.seat_config import SeatConfig
 from cafe_kit.site_home import SiteHome
 from cafe_kit.task import Record, Task
-from cafe_kit.work import INPUTS, KIT_VERSION, Work, load_inputs, name_of, read_order
+from cafe_kit.work import INPUTS, KIT_VERSION, PROBE, Work, load_inputs, name_of, read_order
 
 Answer = tuple[Reply, str]  # and the site's signature over it
 _Outcome = TypeVar("_Outcome")
@@ -154,7 +154,7 @@ class Seat:
         proxy = self._stands_in and order.kind == "train" and order.site.startswith(SERVER_SEATS) and order.privacy.mechanism == "none"
         if order.site != self.site and not proxy:
             raise CafeError("CAFE-104", "The order is for another site.", "Check which site this kit was made for.")
-        wanted = INPUTS[order.kind] | ({"records"} if proxy else set())
+        wanted = INPUTS[order.kind] | ({"records"} if proxy else set()) | (PROBE.get(order.kind, set()) & order.inputs.keys())
         if set(order.inputs) != wanted or set(transport.inputs) != wanted:
             raise CafeError("CAFE-105", f"These are not the inputs of a {order.kind} order.", "Kit and server must be of one version.")
         if not self._is_agreed(order.task):

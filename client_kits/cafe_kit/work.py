@@ -27,6 +27,7 @@ INPUTS: dict[str, set[str]] = {
     "train": {"base_model", "adapter"},  # of a proxy on another machine also its "records"
     "result": {"adapter_folder"},
 }
+PROBE = {"hello": {"probe"}}  # what a kind may bring beside: a few bytes, by which a site shows that it reaches the object store
 try:
     KIT_VERSION = version("cafe-kit")
 except PackageNotFoundError:  # run from its folder
@@ -105,6 +106,10 @@ def _candidates(name: str, where: str, blob: Blob, _: Sequence[Path], longest_s:
     return candidates_from_bytes(inputs.fetch(name, where, blob, longest_s))
 
 
+def _probe(name: str, where: str, blob: Blob, _: Sequence[Path], longest_s: float) -> bytes:
+    return inputs.fetch(name, where, blob, longest_s)
+
+
 _LOADERS: dict[str, Callable[[str, str, Blob, Sequence[Path], float], Any]] = {
     "base_model": inputs.fetch_folder,
     "embedder": inputs.fetch_folder,
@@ -112,4 +117,5 @@ _LOADERS: dict[str, Callable[[str, str, Blob, Sequence[Path], float], Any]] = {
     "adapter_folder": inputs.fetch_folder,
     "records": _candidates,
     "candidates": _candidates,
+    "probe": _probe,
 }
