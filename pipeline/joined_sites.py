@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pipeline import messengers
+from pipeline import messengers, site_words
 from pipeline.connecting import HERE
 from pipeline.federations import Federation
 from pipeline.overview import Overview
@@ -172,6 +172,7 @@ def _alive(kit: SiteKit) -> Alive | None:
     try:
         told = json.loads(data) if len(data) <= _MOST else {}
         doing = told.get("doing") or {}
-        return Alive(came, told.get("paused") is True, str(doing.get("phase", ""))[:40], int(doing.get("done", 0)), int(doing.get("of", 0)))
+        counts = site_words.count(doing.get("done")), site_words.count(doing.get("of"))
+        return Alive(came, told.get("paused") is True, site_words.line(doing.get("phase", ""), 40), *counts)
     except (ValueError, TypeError, AttributeError, RecursionError):
         return Alive(came)

@@ -7,6 +7,8 @@ Through Globus Compute it is ``globus_compute.GlobusMessenger``. Layout of the f
 from __future__ import annotations
 
 import json
+import os
+import stat
 import time
 from collections.abc import Collection
 from contextlib import suppress
@@ -17,6 +19,7 @@ from typing import Any, Protocol
 from cafe_kit.errors import CafeError
 from cafe_kit.orders import MAX_BYTES
 
+from pipeline import site_words
 from server_store.blobs import write_whole
 from server_store.site_kits import SiteKit
 
@@ -119,7 +122,8 @@ class FolderMessenger:
         data = _read(place(kit, "site", "alive.json"))
         try:
             told = json.loads(data or b"{}")["doing"]
-            return Doing(str(told["order_hash"]), str(told["phase"])[:40], int(told["done"]), int(told["of"]))
+            phase, done, of = site_words.line(told["phase"], 40), site_words.count(told["done"]), site_words.count(told["of"])
+            return Doing(str(told["order_hash"]), phase, done, of)
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
@@ -130,10 +134,11 @@ def _answer_to(order: Path) -> Path:
 
 
 def _read(path: Path) -> bytes | None:
-    """At most a little more than is allowed; None for no file."""
+    """At most a little more than is allowed; None for no file. A site may put anything there: nothing is followed or waited for."""
     try:
-        with path.open("rb") as file:
-            return file.read(_MOST + 1)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read(_MOST + 1) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
     except OSError:
         return None
 

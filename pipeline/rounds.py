@@ -19,6 +19,7 @@ from cafe_kit.failpoints import failpoint
 from cafe_kit.orders import Blob, Order, PrivacyTerms, TrainParams, Transport, VoteParams, order_hash, sign
 from cafe_kit.release import Box, body_from_bytes
 
+from pipeline import body_limits
 from pipeline.context import RunContext
 from pipeline.sites import Answer, Envelope
 from server_store.rows import OrderRow, Step
@@ -170,6 +171,8 @@ def _receive(ctx: RunContext, asked: Round, answer: Answer) -> _Body | None:
     if not ctx.store.order_ended(ctx.run, ctx.epoch, hash_, "answered", body=sha256, numbers=shown):
         ctx.say("two different bodies for one order; the first counts", level="error", site=order.site)
         return None
+    if body_limits.is_longer(order, body):
+        ctx.say(f"{order.kind} of round {order.round}: not clipped as agreed; it is clipped here", level="warning", site=order.site)
     return _Body(body, sha256, numbers.records or 0)
 
 
@@ -195,7 +198,9 @@ def _open(ctx: RunContext, asked: Round, answer: Answer) -> tuple[dict[str, np.n
         raise CafeError("CAFE-462", "The body is not the one that the reply names (hash or size differ).", "")
     if answer.order.privacy.trust == "server" or answer.order.privacy.mechanism == "none":
         data = Box.open(data, ctx.keys.sealing, order_hash(answer.order).encode())
-    return body_from_bytes(data, dict(asked.schema)), promised.sha256
+    tensors = body_from_bytes(data, dict(asked.schema))
+    body_limits.check(answer.order, tensors, answer.reply.numbers.records)
+    return tensors, promised.sha256
 
 
 def _most(asked: Round) -> int:

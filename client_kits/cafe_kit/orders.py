@@ -31,7 +31,9 @@ Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
-Seconds = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
+Figure = Annotated[int, Field(ge=0, le=10**12)]  # that a site tells: small enough for every sum
+Word = Annotated[str, Field(max_length=40, pattern=r"^[A-Za-z0-9 .+_-]*$")]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -157,14 +159,14 @@ class Numbers:
     ``ledger_head``, ``charges``, ``mu_squared``: end, length and exact-to-a-float sum of the site's own ledger, all of it public.
     """
 
-    kit: Annotated[str, Field(max_length=40)] = ""
-    python: Annotated[str, Field(max_length=40)] = ""
+    kit: Word = ""
+    python: Word = ""
     seconds_load: Seconds = 0.0
     seconds_work: Seconds = 0.0
     seconds_release: Seconds = 0.0
-    ledger_head: Annotated[str, Field(max_length=64)] = ""
-    records: Count | None = None
-    charges: Count | None = None
+    ledger_head: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    records: Figure | None = None
+    charges: Figure | None = None
     mu_squared: Annotated[float, Field(ge=0)] | None = None
 
 
@@ -177,7 +179,7 @@ class Reply:
     status: Literal["ok", "refused", "failed"]
     outputs: dict[str, Blob] = field(default_factory=dict)
     numbers: Numbers = field(default_factory=Numbers)
-    code: Annotated[str, Field(max_length=16)] = ""
+    code: Annotated[str, Field(pattern=r"^(CAFE-[0-9]{3})?$")] = ""
     sentence: Annotated[str, Field(max_length=500)] = ""
 
 
