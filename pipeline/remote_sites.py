@@ -267,14 +267,12 @@ class RemoteSites:
             act()
         except (CafeError, StoreError) as error:
             self._end(trip, answers, error)
-        except Exception as error:  # a library's own slip on a line that broke: the others' trips go on, and this one once more
+        except Exception as error:  # a slip of a library, or whatever a site brought about: this trip once more, the others go on
             traceback.print_exc()  # into the worker's own log
             try:
                 self._again(trip, CafeError("CAFE-127", f"The site could not be asked ({type(error).__name__}).", ""))
             except CafeError as last:
                 self._end(trip, answers, last)
-        except Exception as error:  # whatever one site brought about, the others are asked
-            self._end(trip, answers, CafeError("CAFE-127", f"The site could not be asked ({type(error).__name__}).", "Look at the site."))
 
     def _end(self, trip: _Trip, answers: Answers, how: Answer | CafeError | StoreError) -> None:
         if not trip.over:
