@@ -120,6 +120,13 @@ def test_what_is_no_message_is_a_problem_that_is_named(place: Place, data: bytes
     assert done.returncode == 0 and json.loads(done.stdout)["problem"]["code"] == "CAFE-101"
 
 
+def test_a_message_is_measured_before_it_is_parsed(place: Place) -> None:
+    bodies(place).mkdir(parents=True)
+    whole = json.dumps(message(place)).encode()
+    assert reply(place, json.loads(command(place, whole + b" " * (answering.MAX_MESSAGE - len(whole))).stdout)).status == "ok"
+    assert json.loads(command(place, whole + b" " * answering.MAX_MESSAGE).stdout)["problem"]["code"] == "CAFE-101"
+
+
 def test_a_library_that_prints_does_not_spoil_the_answer(place: Place, tmp_path: Path) -> None:
     (tmp_path / "loud.py").write_text(
         "import os\nfrom tests.fakes import TinyEngine\n\n\nclass Loud(TinyEngine):\n"
@@ -366,7 +373,8 @@ def test_whatever_lies_in_the_exchange_the_site_goes_on(exchange: Exchange) -> N
         if isinstance(content, bytes):
             exchange.send(content, name)
         elif content == "link":
-            (exchange.orders / name).symlink_to(exchange.place.home / "site.toml")
+            (exchange.place.folder / "elsewhere.json").write_text(json.dumps(message(exchange.place, run="linked")))
+            (exchange.orders / name).symlink_to(exchange.place.folder / "elsewhere.json")
         elif content == "pipe":
             os.mkfifo(exchange.orders / name)
         else:

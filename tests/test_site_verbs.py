@@ -12,10 +12,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +350,59 @@ def test_a_unit_quotes_what_systemd_would_read(place: Place, monkeypatch: pytest
     assert 'a \\"b\\" $$HOME 100%% \\\\n/cafe-site" "start"' in text
     assert "CAFE_SITE_HOME=" in text and '$HOME 100%% \\\\n"' in text and 'Environment="https_proxy=http://proxy.example:3128"' in text
     assert "secret" not in text
+
+
+# The doctor of a site that has joined
+
+
+def findings(place: Place, status: int = 0) -> dict[str, tuple[str, str]]:
+    return {check["name"]: (check["state"], check["code"]) for check in place.json("doctor", status=status)["checks"]}
+
+
+def test_the_doctor_looks_at_the_way_to_the_site_and_whether_it_is_at_work(place: Place) -> None:
+    found = findings(place)
+    assert (found["connection"], found["at work"]) == (("ok", ""), ("warn", "")) and "service" not in found
+    place.run("start", "--service")
+    process = start(place)
+    try:
+        wait_for((place.exchange / f"{SERIAL}.site" / "alive.json").exists)
+        found = findings(place)
+        assert found["at work"] == ("ok", "") and found["service"] == ("ok", "")
+    finally:
+        process.kill()
+        process.wait()
+    place.exchange.rename(place.folder / "away")
+    assert findings(place, 1)["connection"] == ("fail", "CAFE-118")
+
+
+def test_the_doctor_of_a_site_behind_globus_tries_the_way_out(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    uuid = "00000000-0000-4000-8000-00000000000{}"
+    place.approve(way=GlobusCompute(uuid.format(1), "secret", uuid.format(2), "cafe-clinic-north"), made=time.time() + 1)
+    place.run("join")
+    monkeypatch.setattr("cafe_kit.doctor.GLOBUS", "http://127.0.0.1:9/v2/version")
+    assert findings(place, 1)["connection"] == ("fail", "CAFE-162")
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # it answers 501, which is an answer
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr("cafe_kit.doctor.GLOBUS", f"http://127.0.0.1:{server.server_port}/")
+        assert findings(place)["connection"] == ("ok", "")
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("wrong", "meant"), [("max_epsilom", "max_epsilon"), ("share_row", "share_rows")])
+def test_a_mistyped_setting_is_named_with_what_was_meant(make: Make, wrong: str, meant: str) -> None:
+    place = make()
+    path = place.answers()
+    path.write_text(
+        path.read_text().replace("max_epsilon_per_run", "left_alone").replace(meant, wrong).replace("left_alone", "max_epsilon_per_run")
+    )
+    done = place.run("join", "--answers", str(path), "--yes")
+    assert done.returncode == 2 and f"'limits.{wrong}'. Did you mean '{meant}'?" in done.stderr
+
+
+def test_a_mistyped_setting_of_the_site(place: Place) -> None:
+    path = place.home / "site.toml"
+    path.write_text(path.read_text().replace("exchange =", "exchang ="))
+    assert "'exchang'. Did you mean 'exchange'?" in place.run("status").stderr
 
 
 # Leaving

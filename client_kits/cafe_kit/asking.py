@@ -43,7 +43,7 @@ def sealed_links(address: dict[str, str], site: SiteHome, serial: str) -> str:
     return Box.seal(json.dumps(kept).encode(), site.seal_key.public_key(), _context(serial)).hex() if kept else ""
 
 
-def _link(home: Path, settings: SiteSettings, name: str) -> str:
+def link(home: Path, settings: SiteSettings, name: str) -> str:
     """One of them; "" where there is none. Raises CAFE-459 when it was sealed to another key."""
     if not settings.links:
         return ""
@@ -64,7 +64,7 @@ def deliver(home: Path, settings: SiteSettings) -> bool:
     data = (home / REQUEST).read_bytes()
     try:
         if settings.links:
-            _upload(home, _link(home, settings, "request_url"), data)
+            _upload(home, link(home, settings, "request_url"), data)
             return True
         return _into_exchange(settings, documents.request_name(settings.serial), data)
     except (CafeError, OSError) as error:
@@ -105,7 +105,7 @@ def say_left(home: Path, settings: SiteSettings) -> bool:
     data = documents.sign_leaving(leaving, site.key)
     seal_file(home / LEAVE, data)
     with suppress(CafeError, OSError):
-        if url := _link(home, settings, "leave_url"):
+        if url := link(home, settings, "leave_url"):
             links.upload(home / LEAVE, url)
             return True
         return _into_exchange(settings, documents.leaving_name(settings.serial), data)
@@ -134,7 +134,7 @@ def receive(home: Path, settings: SiteSettings, given: Path | None = None) -> Ap
 
 def _found(home: Path, settings: SiteSettings, given: Path | None) -> bytes:
     if given is None and settings.links:
-        return links.read(_link(home, settings, "answer_url"), MAX_BYTES) or b""
+        return links.read(link(home, settings, "answer_url"), MAX_BYTES) or b""
     place = given or (Path(settings.exchange) / documents.answer_name(settings.serial) if settings.exchange else None)
     if place is None:
         return b""

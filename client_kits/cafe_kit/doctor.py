@@ -7,6 +7,7 @@ data; ``report`` leaves it out, with every hint, since a hint may name a path.
 from __future__ import annotations
 
 import fcntl
+import http.client
 import importlib.util
 import os
 import shutil
@@ -18,7 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cafe_kit import kit_folder, machine, records, site_folder
+from cafe_kit import asking, http_request, instance, kit_folder, machine, records, service, site_folder, starting
+from cafe_kit.connection import Folder
 from cafe_kit.errors import CafeError
 from cafe_kit.kit_folder import Kit
 from cafe_kit.ledger import SiteLedger
@@ -32,6 +34,7 @@ from cafe_kit.work import KIT_VERSION
 State = Literal["ok", "warn", "fail"]
 MARKS = {"ok": "✅", "warn": "⚠️ ", "fail": "❌"}
 LOCK = "cafe-site.lock"
+GLOBUS = "https://compute.api.globus.org/v2/version"
 _NEED_GB = {"cpu": (1.0, 2.0), "gpu": (20.0, 16.0)}  # disk, memory
 _PACKAGES = {"cpu": ("onnxruntime", "tokenizers"), "gpu": ("torch", "transformers", "peft")}
 
@@ -69,11 +72,13 @@ def data_checks(source: DataSource, task: Task) -> list[Check]:
 
 
 def site_checks(home: Path, settings: SiteSettings) -> list[Check]:
-    """A site that has joined: limits and ledger."""
+    """A site that has joined: limits, ledger, how orders come, and whether somebody answers them."""
     return [
         *_guard("key", lambda: _key(home, settings)),
         *_guard("limits", lambda: _limits(home, settings)),
         *_guard("ledger", lambda: _ledger(home)),
+        *_guard("connection", lambda: _connection(home, settings)),
+        *_guard("at work", lambda: _at_work(home, settings)),
     ]
 
 
@@ -253,3 +258,50 @@ def _ledger(home: Path) -> Iterator[Check]:
         return
     count = SiteLedger(home / "ledger").verify()
     yield Check("ledger", "ok", f"{count} charges, the chain holds")
+
+
+def _connection(home: Path, settings: SiteSettings) -> Iterator[Check]:
+    if site_folder.answer(home, settings) is None:
+        yield Check("connection", "warn", "the operator has not answered yet", "cafe-site join continues.")
+        return
+    way = starting.way(home, settings)
+    if isinstance(way, Folder):
+        there = os.access(settings.exchange, os.R_OK | os.W_OK | os.X_OK)
+        told = "the exchange folder is there and can be written" if there else "the exchange folder is not there, or cannot be written"
+        yield Check("connection", "ok" if there else "fail", told, "Is it mounted?", "" if there else "CAFE-118")
+        return
+    stops = {"Globus": "" if way.service else GLOBUS, "the operator's object store": asking.link(home, settings, "answer_url")}
+    for name, url in stops.items():
+        if url:
+            why = _unreachable(url)
+            told = f"{name} cannot be reached ({why})" if why else f"{name} can be reached"
+            yield Check(
+                "connection",
+                "fail" if why else "ok",
+                told,
+                "Outgoing 443 has to be open; HTTPS_PROXY names a proxy.",
+                "CAFE-162" if why else "",
+            )
+
+
+def _unreachable(url: str) -> str:
+    """The class of what went wrong on the way there, or "" for nothing; what the answer says does not matter."""
+    try:
+        place = http_request.split(url)
+        assert place is not None
+        with http_request.asked(place, "HEAD", {}):
+            return ""
+    except (OSError, http.client.HTTPException) as error:
+        return type(error).__name__
+
+
+def _at_work(home: Path, settings: SiteSettings) -> Iterator[Check]:
+    process = instance.running(home)
+    if process is None:
+        yield Check("at work", "warn", "nobody answers orders", "cafe-site start")
+    else:
+        yield Check("at work", "ok", "orders are answered")
+    unit = service.path(settings)
+    if unit.is_file():
+        enabled = (unit.parent / "default.target.wants" / unit.name).is_symlink()
+        yield Check("service", "ok", "starts by itself" if enabled else "is written, but not enabled")

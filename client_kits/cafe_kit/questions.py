@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cafe_kit import records
+from cafe_kit import nearest, records
 from cafe_kit.enrolment import KitInfo, Limits
 from cafe_kit.errors import CafeError
 from cafe_kit.records import OPTIONAL_ROLES, ROLES, DataSource
@@ -89,10 +89,8 @@ def from_file(path: Path, kit: KitInfo) -> Answers:
         plain["limits"] = {**proposed, **plain.get("limits", {})}
         answers = Answers.model_validate_json(json.dumps(plain))
     except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise CafeError(
-            "CAFE-157", f"The answers are not as agreed: '{where[:80]}'.", "cafe-site join --help shows a whole file."
-        ) from None
+        told = f"The answers are not as agreed: '{nearest.first(error)}'.{nearest.meant(error, Answers)}"
+        raise CafeError("CAFE-157", told, "cafe-site join --help shows a whole file.") from None
     except (OSError, ValueError, TypeError, AttributeError):
         raise CafeError("CAFE-157", "The file of answers cannot be read, or is not TOML.", "Check its path and its form.") from None
     return _checked(answers)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cafe_kit import nearest
 from cafe_kit.enrolment import Approval, KitInfo, Serial, check_approval
 from cafe_kit.errors import CafeError
 from cafe_kit.orders import Hash, Name
@@ -106,10 +107,10 @@ def load(home: Path) -> SiteSettings | None:
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        where = f"'{nearest.first(error)}'.{nearest.meant(error, SiteSettings)}"
     except (ValueError, OSError):
-        where = "the file"
-    raise CafeError("CAFE-136", f"site.toml is not as agreed: '{where}'.", "Correct it, or leave and join again (the ledger stays).")
+        where = "the file."
+    raise CafeError("CAFE-136", f"site.toml is not as agreed: {where}", "Correct it, or leave and join again (the ledger stays).")
 
 
 def joined(home: Path) -> SiteSettings:
