@@ -12,6 +12,7 @@ import re
 import stat
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,13 +43,14 @@ exec "{python}" "$@"
 class Operator:
     """The server: its home is the person's ``~/.cafe``, as nobody set CAFE_HOME. The public files of the task lie ready."""
 
-    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, around: Mapping[str, str] | None = None) -> None:
         self.folder, self.home, self.exchange = folder / "operator", folder / "operator" / ".cafe", folder / "srv-cafe"
         self.folder.mkdir()
         patch.setenv("CAFE_HOME", str(self.home))
         (self.folder / ".venv" / "bin").mkdir(parents=True)
         (self.folder / ".venv" / "bin" / "cafe").symlink_to(Path(sys.executable).with_name("cafe"))
-        self.shell = Shell(self.folder, folder / "operator's notes", FAKES | {"PATH": f"{self.folder}/.venv/bin:/usr/bin:/bin"})
+        found = {"PATH": f"{self.folder}/.venv/bin:/usr/bin:/bin", **(around or {})}
+        self.shell = Shell(self.folder, folder / "operator's notes", FAKES | found)
         self.admins: dict[str, Admin] = {}
         (self.folder / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
         write_records(self.folder / "test.jsonl", "test", 9)
@@ -71,11 +73,11 @@ class Operator:
         enrolling.received(FEDERATION)
         enrolling.approve(enrolling.find(site).serial, words(said), "the operator")
 
-    def ends(self) -> list[str]:
+    def ends(self, seconds: float = 20) -> list[str]:
         """End what is still at work; what runs on all the same."""
         for person in (self, *self.admins.values()):
             person.shell.close()
-        until = time.monotonic() + 20
+        until = time.monotonic() + seconds
         while (left := self._processes()) and time.monotonic() < until:
             time.sleep(0.2)
         return left
