@@ -363,7 +363,11 @@ def test_another_key_than_the_one_that_joined(joined: Place) -> None:
     assert "CAFE-134" in joined.run("join", "--wait", "0").stderr
     assert joined.run("doctor").returncode == 1
     (joined.home / "site.key").unlink()
-    assert joined.run("doctor").returncode == 1 and not (joined.home / "site.key").exists()
+    for words in (("doctor",), ("status",), ("pause",), ("limits", "set", "max_epsilon=1"), ("start", "--once"), ("join", "--wait", "0")):
+        joined.run(*words)
+        assert not (joined.home / "site.key").exists(), words  # a site that has joined never gets another one
+    assert joined.json("status")["paused"] and load_policy(joined.home / "policy.toml").max_epsilon == 1.0
+    assert joined.run("doctor").returncode == 1
 
 
 def test_what_nobody_foresaw_says_no_text_of_its_own(joined: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def show_limits(options: argparse.Namespace, out: Output) -> int:
         out.say("policy.toml was written anew, as it was consented to on joining. What was lowered since has to be lowered again.")
     elif options.act == "set":
         limits.change(home, limits.wanted(options.settings), _typed)
-        SiteHome(home).log("limits", settings=" ".join(options.settings)[:200])
+        _note(home, "limits", settings=" ".join(options.settings)[:200])
     policy = load_policy(home / "policy.toml")
     done = explain.sent(home, policy.delta)
     shown, total = policy.model_dump(), done[-1].total if done else 0.0
@@ -202,10 +203,16 @@ def pause(options: argparse.Namespace, out: Output) -> int:
     home, settings = the_site(options)
     change, event = (limits.pause, "paused") if options.pause else (limits.resume, "resumed")
     if change(home):
-        SiteHome(home).log(event)
+        _note(home, event)
     told = "is paused: it refuses every order. cafe-site resume ends this." if options.pause else "answers orders again."
     out.end({"paused": options.pause}, f"{settings.site} {told}")
     return OK
+
+
+def _note(home: Path, event: str, **facts: str) -> None:
+    """For the log. A site without its key may still pause and lower its limits."""
+    with suppress(CafeError):
+        SiteHome(home).log(event, None, **facts)
 
 
 def leave(options: argparse.Namespace, out: Output) -> int:

@@ -24,7 +24,7 @@ from cafe_kit.questions import Answers
 from cafe_kit.release import seal_file
 from cafe_kit.seat_config import ServerKeys
 from cafe_kit.site_folder import SiteSettings, one_line
-from cafe_kit.site_home import SiteHome
+from cafe_kit.site_home import SiteHome, make_private
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def alone(home: Path) -> Iterator[None]:
     Raises:
         CafeError: CAFE-133 (the folder), CAFE-158 when another is at work.
     """
-    SiteHome(home)
+    make_private(home)
     with (home / doctor.LOCK).open("wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

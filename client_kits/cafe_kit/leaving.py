@@ -51,7 +51,8 @@ def leave(home: Path, settings: SiteSettings, keep: bool) -> Left:
         told = asking.say_left(home, settings)
     if settings.exchange:
         _delete_own(mail_folder(settings))
-    SiteHome(home).log("left")
+    with suppress(CafeError):
+        SiteHome(home).log("left")
     for name in (*_ALWAYS, *(() if keep else _PROOF)):
         _delete(home / name)
     return Left(told, sorted(path.name for path in home.iterdir()))

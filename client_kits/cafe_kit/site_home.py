@@ -24,8 +24,27 @@ from cafe_kit.release import sync_folder
 LOG_BYTES = 5_000_000  # then the log moves to site.log.1, which is overwritten
 
 
+def make_private(folder: Path) -> None:
+    """The folder, mode 0700, made when it is not there. Raises CAFE-133 when it cannot be, or others can read it."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = folder.stat()
+    except OSError as error:
+        raise CafeError(
+            "CAFE-133",
+            f"The site's folder cannot be made or opened ({error.strerror}).",
+            "Choose a folder that this user can write to.",
+        ) from None
+    if state.st_uid != os.getuid() or state.st_mode & 0o077:
+        raise CafeError(
+            "CAFE-133",
+            "The site's folder belongs to somebody else or can be read by others.",
+            "Make it the user's own and private: chmod 700.",
+        )
+
+
 class SiteHome:
-    """A site's own folder, mode 0700, made when it is not there.
+    """A site's own folder, mode 0700, made when it is not there; so is its key, but never another one for a site that has joined.
 
     Raises:
         CafeError: CAFE-133 when the folder cannot be made or others can read it; CAFE-134 when its key cannot be read or made.
@@ -33,21 +52,7 @@ class SiteHome:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            state = folder.stat()
-        except OSError as error:
-            raise CafeError(
-                "CAFE-133",
-                f"The site's folder cannot be made or opened ({error.strerror}).",
-                "Choose a folder that this user can write to.",
-            ) from None
-        if state.st_uid != os.getuid() or state.st_mode & 0o077:
-            raise CafeError(
-                "CAFE-133",
-                "The site's folder belongs to somebody else or can be read by others.",
-                "Make it the user's own and private: chmod 700.",
-            )
+        make_private(folder)
         self.key = self._own_key()
 
     @property
@@ -65,6 +70,8 @@ class SiteHome:
         path = self.folder / "site.key"
         try:
             if not path.exists():
+                if (self.folder / "site.toml").exists():
+                    raise CafeError("CAFE-134", "The site's key is gone.", "Restore site.key, or leave and join again.")
                 self._make_key(path)
             return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text().strip()))
         except (OSError, ValueError):
