@@ -98,7 +98,8 @@ def detail(site: JoinedSite, history: History, comparison: Comparison | None, *,
     if site.joined:
         _check(site)
     if comparison and comparison.agrees:
-        st.caption(f":material/balance: {widgets.plain(comparison.sentence)}")
+        without = " Answers without noise are counted, and no ε can be told for them." if history.spent == accounting.NO_GUARANTEE else ""
+        st.caption(f":material/balance: {widgets.plain(comparison.sentence)}{without}")
     if history.orders or history.charges or site.joined:
         site_history_view.tabs(history)
 

@@ -1,6 +1,7 @@
-"""What a site of this machine says of its own spending: its own ledger, and the limit that its admin set.
+"""What a site says of its own spending: of this machine its own ledger and its limit, of another the limit that it consented to.
 
-Knows the homes of sites. Reads only what is there: neither a limit nor a ledger comes into being by looking.
+Knows the homes of sites, and the requests with which others joined. Reads only what is there: neither a limit nor a ledger comes into
+being by looking.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from cafe_kit.policy import Policy, load_policy
 
 from pipeline.home import home
 from server_store.ledger import Charge
+from server_store.site_kits import SiteKits
 
 Key = tuple[str, str]  # federation, site
 
@@ -31,12 +33,28 @@ class Account:
 
 def of(charged: Iterable[Key]) -> dict[Key, Account]:
     """Of every site that this server charged, and of those here that have charges which this server does not know."""
-    root = home("sites")
+    root, joined = home("sites"), _joined()
     found = {key: _account(root / key[0] / key[1]) for key in charged}
+    found |= {key: joined[key] for key, account in found.items() if account == Account() and key in joined}
     for folder in sorted(root.glob("*/*/ledger")):
         key = (folder.parent.parent.name, folder.parent.name)
         if key not in found and any(folder.glob("*.json")):
             found[key] = _account(folder.parent)
+    return found
+
+
+def _joined() -> dict[Key, Account]:
+    """The limits of sites of other machines, as their newest request has them."""
+    kits, found = SiteKits(home() / "store.db"), {}
+    try:
+        for kit in kits.kits():
+            limits = (kit.request or {}).get("limits")
+            if limits and (kit.federation, kit.site) not in found:
+                found[kit.federation, kit.site] = Account(
+                    Policy.model_validate({"max_epsilon": limits.get("max_epsilon"), "delta": limits["delta"]})
+                )
+    finally:
+        kits.close()
     return found
 
 

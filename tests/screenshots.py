@@ -59,6 +59,20 @@ def _request(ada: Operator) -> Operator:
     return ada.clicks("Look at its request").sees("Call the admin")
 
 
+def _checked(ada: Operator) -> Operator:
+    ada.opens("Sites", site="north").clicks("Check the connection")
+    return ada.sees("The way holds", within_s=90)
+
+
+def _text(ada: Operator, words: str) -> None:
+    """What opens when its words are clicked, and is no button."""
+    ada.page.get_by_text(words).first.click()
+
+
+def _tab(name: str) -> Callable[[Operator], object]:
+    return lambda ada: ada.page.get_by_role("tab", name=name).click()
+
+
 def _wrong_words(ada: Operator) -> None:
     _request(ada).fills("Four words that the admin reads to you", "acorn agent album amber", ada.dialog).clicks("Let it in", ada.dialog)
 
@@ -78,6 +92,11 @@ WALKS = (
     Walk("joining", "Away", "Sites", lambda ada: ada.opens("Sites", site="lab")),
     Walk("joining", "Kit", "Sites", lambda ada: ada.opens("Sites", site="by-hand"), dark=True),
     Walk("joining", "Revoke", "Sites", lambda ada: ada.opens("Sites", site="lab").clicks("Revoke…")),
+    Walk("joining", "Checked", "Sites", _checked, dark=True),
+    Walk("joining", "Words shown", "Sites", lambda ada: _text(_request(ada), "Show the words of this side")),
+    Walk("joining", "Letter", "Sites", lambda ada: _text(ada.opens("Sites", site="ward-7"), "What to write to the site's admin")),
+    Walk("joining", "What the code means", "Sites", lambda ada: (_wrong_words(ada), ada.clicks("About CAFE-144", ada.dialog))),
+    *(Walk("joining", tab, "Settings", _tab(tab), dark=True) for tab in ("Storage", "Globus", "Operators")),
     Walk("joining", "By hand", "Sites", lambda ada: ada.clicks("Take in a request file")),
 )
 

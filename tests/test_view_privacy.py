@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from pipeline import enrolling, federations
+from server_store.ledger import Ledger
 from server_store.store import Store
 from tests import ledgers, plans
 from tests.ledgers import RUN
 from tests.plans import HOSTILE
+from tests.test_enrolling import Site
 
 OTHER = "demo-20260203-040506-beef"
 
@@ -121,3 +125,18 @@ def test_many_sites_stand_in_a_table(cafe_home: Path) -> None:
     ledgers.server(cafe_home, 4.0, sites=tuple(f"site{n:02}" for n in range(40)))
     page = _page()
     assert not page.metric and len(page.dataframe) == 2 and len(page.dataframe[0].value) == 40
+
+
+def test_a_site_elsewhere_has_the_limit_that_it_consented_to_and_its_own_figure(cafe_home: Path, tmp_path: Path) -> None:
+    made = federations.create("clinics", "classification", "messages to a clinic")
+    federations.save("clinics", {**made.data, "task": {**made.data["task"], "labels": ["billing", "records"]}})
+    site = Site(enrolling.issue("clinics", "hpc", "gpu"))
+    enrolling.receive(site.ask(tmp_path / "request"))
+    enrolling.approve(site.info.serial, site.words)
+    terms = {"clip_steps": 1, "sigma_steps": 2, "unit": "client", "trust": "server"} | {"mechanism": "gaussian", "grid": 1, "length": 3}
+    run = "clinics-20260101-000000-abcd"
+    Ledger(cafe_home / "ledger.db").reserve("r1", run, 2, 1, 1, "train", terms=terms, inputs={}, charges={"hpc": Fraction(1, 4)})
+    told = _told(_page())
+    assert "of its own limit 3, both at the site's δ 1e-5" in told and "has set no limit" not in told and not _page().warning
+    enrolling.store().saw(site.info.serial, {"time": 1.0, "charges": 3, "mu_squared": 0.75})
+    assert "hpc and this server differ" in _told(_page()) and "The site's figure is used" in _told(_page())

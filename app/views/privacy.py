@@ -5,14 +5,19 @@ Draws what ``pipeline.ledger_book`` says. ``?run=`` and ``?site=`` in the addres
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pandas as pd
 import streamlit as st
 
 from app import downloads, frame, widgets
-from pipeline import accounting, ledger_book
+from pipeline import accounting, enrolling, ledger_book, ledger_comparison
+from pipeline.connecting import HERE
+from pipeline.home import home
 from pipeline.ledger_book import Book, Entry, SiteTotal
 from server_store.desk import Desk
 from server_store.errors import StoreError
+from server_store.ledger import Ledger
 
 _EXPLAINED = """**What ε means**
 
@@ -43,6 +48,7 @@ def main() -> None:
         _chain(book)
         for total in book.sites:
             _doubts(total)
+        _joined_doubts(store, book)
         _gauges(book)
         _charges(book)
         _export(book)
@@ -93,6 +99,17 @@ def _doubts(total: SiteTotal) -> None:
         st.warning(widgets.plain(total.difference), icon=":material/difference:")
     if total.problem:
         widgets.failure_card(total.problem, f"site {total.federation} {total.site}", site=total.site)
+
+
+def _joined_doubts(store: Desk, book: Book) -> None:
+    """The same of sites of other machines, by what their last answers said."""
+    charged = {(total.federation, total.site) for total in book.sites}
+    with closing(enrolling.store()) as kits:
+        joined = [kit for kit in kits.kits() if kit.state == "approved" and kit.connection.get("via") != HERE]
+    for kit in joined:
+        told = ledger_comparison.compare(kit, Ledger(home() / "ledger.db"), store)
+        if not told.agrees and ((kit.federation, kit.site) in charged or told.site):
+            st.warning(widgets.plain(told.sentence), icon=":material/difference:")
 
 
 # --- per site --------------------------------------------------------------------------------------------------------

@@ -197,6 +197,7 @@ def _far_row(site: JoinedSite, history: History, now: dict[str, SiteNow], compar
         "Records": _told(site),
         "Privacy spent": joined_view.spent(history, comparison),
         "Its own limit": _limit(site.limit) if site.kit.request else "",
+        "Kit": site.version,
     }
 
 
