@@ -30,6 +30,7 @@ class _Line:
     """One connection: to the client and to the server, and the fault it meets."""
 
     client: asyncio.StreamWriter
+    seen: Counter[str]
     server: asyncio.StreamWriter | None = None
     fault: _Fault | None = None
     answered: bool = False
@@ -37,7 +38,7 @@ class _Line:
 
 
 class FaultProxy:
-    """Listens on ``endpoint``; ``seen`` counts connections, and the faults that were met."""
+    """Listens on ``endpoint``; ``seen`` counts connections, bytes, and the faults that were met."""
 
     def __init__(self, upstream_port: int) -> None:
         self._upstream, self._loop = upstream_port, asyncio.new_event_loop()
@@ -74,7 +75,7 @@ class FaultProxy:
         return self._faults[0]
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        line = _Line(writer, fault=self._next())
+        line = _Line(writer, self.seen, fault=self._next())
         self._lines.add(line)
         try:
             match line.fault.kind if line.fault else None:
@@ -135,6 +136,7 @@ async def _pump(reader: asyncio.StreamReader, line: _Line, *, up: bool) -> None:
             await writer.drain()
             return
         passed += len(block)
+        line.seen["bytes up" if up else "bytes down"] += len(block)
         writer.write(block)
         await writer.drain()
 

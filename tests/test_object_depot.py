@@ -222,6 +222,7 @@ def test_an_input_that_was_replaced_or_deleted_is_offered_anew(journey: Journey)
         journey.store.put(key, b"x" * (size or 0))
     assert journey.asked(order, inputs, "").code in ("CAFE-107", "CAFE-165")
     inputs = journey.offered(order)
+    assert links.fetch(inputs["adapter"], order.inputs["adapter"])
     for key in journey.left():
         journey.store.delete(key)
     assert journey.asked(order, inputs, "").code == "CAFE-161"

@@ -200,6 +200,9 @@ def test_a_clock_that_is_wrong_is_told_of(configured: S3Server, shift: str, stat
 # What is kept of a finished run
 
 
+PUBLIC = ("results.json", "config.yaml", "lock.json", "ledger.jsonl", "log/worker.log")
+
+
 @pytest.fixture
 def finished(cafe_home: Path) -> str:
     """A run that is done, with everything in its folder that may leave, and much that may not."""
@@ -214,7 +217,7 @@ def finished(cafe_home: Path) -> str:
     for name in ("inbox/f00", "blobs/0a1b", "proxies/1.proxy/outbox/x/body.1", "log/ward.log", "log/ward.seats.json", "worker.lock"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(secret)
-    for name in archive.FILES:
+    for name in PUBLIC:
         (folder / name).write_text(f"public: {name}")
     return "tiny-1"
 
@@ -224,7 +227,7 @@ def test_results_figures_and_log_are_kept_and_nothing_else(configured: S3Server,
     store = storage.object_store()
     assert "kept/tiny-1/results.json" in cafe("keep", finished)
     found = {one.key: store.read(one.key, 10_000) for one in store.list()}
-    assert {key.removeprefix("kept/tiny-1/") for key in found} == {*archive.FILES, "metrics.jsonl", "events.jsonl", "SHA256SUMS"}
+    assert {key.removeprefix("kept/tiny-1/") for key in found} == {*PUBLIC, "metrics.jsonl", "events.jsonl", "SHA256SUMS"}
     assert not [key for key, data in found.items() if b"un-noised" in data]  # type: ignore[operator]
     assert json.loads(found["kept/tiny-1/metrics.jsonl"])["value"] == 0.5  # type: ignore[arg-type]
     sums = found["kept/tiny-1/SHA256SUMS"].decode().splitlines()  # type: ignore[union-attr]
