@@ -35,6 +35,7 @@ PROGRAM = "globus-compute-endpoint"
 LOCAL_SERVICE = "http://localhost:5000"  # a stand-in of the service, in tests; CAFE_GLOBUS_LOCAL_URL names another
 _LOOK_S, _STOP_S = 2.0, 40.0
 _FIRST_WAIT_S, _MOST_WAIT_S, _LONG_S = 1.0, 60.0, 300.0
+OUT, _MOST_OUT = "log/endpoint.out", 1_000_000  # what Globus's program says before its own log begins
 _NO_PERMISSION, _BAD_DATA = 77, 65  # exit statuses of the program
 _UNSAFE = re.compile(r"[^A-Za-z0-9_@%+=:,./-]")
 
@@ -80,7 +81,7 @@ def run(home: Path, settings: SiteSettings, connection: GlobusCompute, kit_folde
             log("endpoint ended", status=status)
             _may_go_on(status)
             wait_s = _FIRST_WAIT_S if time.monotonic() - began > _LONG_S else min(_MOST_WAIT_S, wait_s * 2)
-            say(f"{time.strftime('%H:%M:%S')} The endpoint ended (exit status {status}); it is started again in {wait_s:.0f} s.")
+            say(f"{time.strftime('%H:%M:%S')} The endpoint ended (exit status {status}); it is started again in {wait_s:.0f} s. See {OUT}.")
             ended.wait(wait_s)
     say("Ended. Nothing is answered until the next start.")
     return 0
@@ -89,9 +90,11 @@ def run(home: Path, settings: SiteSettings, connection: GlobusCompute, kit_folde
 def _once(home: Path, connection: GlobusCompute, mark: str, ended: threading.Event) -> int:
     """One life of the endpoint's process; its exit status. What it leaves behind is ended."""
     folder = _user_dir(home)
-    (home / "log").mkdir(mode=0o700, exist_ok=True)
     _drop_stale(folder, mark)
-    with (home / "log" / "endpoint.out").open("wb") as out:
+    (home / OUT).parent.mkdir(mode=0o700, exist_ok=True)
+    if (home / OUT).is_file() and (home / OUT).stat().st_size > _MOST_OUT:
+        (home / OUT).unlink()
+    with (home / OUT).open("ab") as out:
         process = subprocess.Popen(
             [str(_program(home)), "start", connection.endpoint_name],
             env=_environment(home, connection),
@@ -124,7 +127,7 @@ def _may_go_on(status: int) -> None:
             "Ask the operator: its secret may have been changed or withdrawn. He approves the site again with the new one.",
         )
     if status == _BAD_DATA:
-        raise CafeError("CAFE-175", "Globus refuses this endpoint as it is configured.", "log/endpoint.out in the site's folder says why.")
+        raise CafeError("CAFE-175", "Globus refuses this endpoint as it is configured.", f"{OUT} in the site's folder says why.")
 
 
 def _drop_stale(folder: Path, mark: str) -> None:
