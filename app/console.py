@@ -58,8 +58,12 @@ async def _up(_: st.App) -> AsyncIterator[dict[str, Any] | None]:
 
 
 def _gate() -> Middleware:
-    """Also where somebody starts Streamlit without ``cafe serve``."""
-    serving.check(str(st.get_option("server.address") or "every address"), base := str(st.get_option("server.baseUrlPath") or ""), _hosts())
+    """Also where somebody starts Streamlit without ``cafe serve``: then, too, nothing is offered to others without a sign-in."""
+    address, base = str(st.get_option("server.address") or "every address"), str(st.get_option("server.baseUrlPath") or "")
+    try:
+        serving.check(address, base, _hosts())
+    except CafeError as error:
+        raise SystemExit(str(error)) from None
     return Middleware(Gate, home=home(), base=base, proxy_header=os.environ.get(serving.PROXY_HEADER, ""))
 
 
