@@ -81,7 +81,7 @@ class _Sent:
 
 
 class GlobusMessenger:
-    """Messages to sites that are reached through Globus Compute. A ticket names service account and task, so that it outlives this process.
+    """Messages to sites that are reached through Globus Compute. A ticket names application and task, so that it outlives this process.
 
     Args:
         home: whose vault holds the secrets and whose store the kits.
@@ -262,6 +262,6 @@ def _account(home: Path, kit: SiteKit) -> Account:
 
 
 def _account_of(ticket: str) -> tuple[str, str]:
-    """Service and service account of a ticket."""
+    """Service and application of a ticket."""
     _, service, client_id, _ = ticket.split(":")
     return service, client_id

@@ -1,4 +1,4 @@
-"""The Globus Compute web service, in the name of one site's service account (a confidential client): what this server asks of it.
+"""The Globus Compute web service, in the name of one site's application (a confidential client): what this server asks of it.
 
 Knows requests, their limits, and what each refusal means in plain words. Does not know orders, kits or what an answer holds. Nothing that
 comes back is unpickled: results are handed on as text. No request is repeated by the library: whoever asks decides about that.
@@ -107,7 +107,7 @@ def account(home: Path, client_id: str, service: str) -> Account:
     """
     kept = Vault(home).get(f"globus.{client_id}")
     if kept is None:
-        raise CafeError("CAFE-174", "This server keeps no secret of the site's service account.", _NEW_SECRET)
+        raise CafeError("CAFE-174", "This server keeps no secret of the site's Globus application.", _NEW_SECRET)
     return _account(client_id, str(kept["client_secret"]), service, os.environ.get("CAFE_GLOBUS_LOCAL_URL", ""))
 
 
@@ -158,7 +158,7 @@ def _refusal(error: globus_sdk.GlobusAPIError) -> CafeError:
     if status == 401 or (isinstance(error, globus_sdk.AuthAPIError) and status < 500 and status != 429):
         return CafeError(
             "CAFE-174",
-            f"Globus does not accept the site's service account (HTTP {status}).",
+            f"Globus does not accept the site's application (HTTP {status}).",
             "Make a new secret: `cafe globus client SITE`.",
         )
     known = {

@@ -110,7 +110,7 @@ def _way_there(kit: SiteKit, home: Path) -> list[tuple[str, Look]]:
     via = kit.connection.get("via", "folder" if kit.exchange else "")
     if via == "globus":
         return [
-            ("service account", lambda: _signed_in(kit, home)),
+            ("application", lambda: _signed_in(kit, home)),
             ("endpoint", lambda: _endpoint(kit, home)),
             ("function", lambda: _function(kit, home)),
             ("object store", _object_store),

@@ -1,6 +1,6 @@
 """The real Globus Compute service, on wish: one endpoint of this machine answers one message. Not part of any make target.
 
-Register a confidential client at https://app.globus.org/settings/developers, a service account of its own that nothing else uses, then:
+Register a confidential client at https://app.globus.org/settings/developers, an application of its own that nothing else uses, then:
 
     CAFE_GLOBUS_CLIENT_ID=... CAFE_GLOBUS_CLIENT_SECRET=... .venv/bin/python -m pytest tests/globus_smoke.py
 

@@ -35,7 +35,7 @@ ANSWER = {"reply": {"site": "nörth"}, "signature": "11"}
 
 @dataclass
 class Site:
-    """A server's home, a site with a service account of its own, and the endpoint that the test plays."""
+    """A server's home, a site with an application of its own, and the endpoint that the test plays."""
 
     service: StandIn
     home: Path
@@ -174,7 +174,7 @@ def test_whether_a_site_is_heard(site: Site, monkeypatch: pytest.MonkeyPatch) ->
         (429, "TOO_MANY_REQUESTS", "CAFE-178", "Too many"),
         (500, "INTERNAL_ERROR", "CAFE-177", "HTTP 500"),
         (503, "SERVICE_UNAVAILABLE", "CAFE-177", "HTTP 503"),
-        (401, "AUTHENTICATION_FAILED", "CAFE-174", "service account"),
+        (401, "AUTHENTICATION_FAILED", "CAFE-174", "application"),
     ],
 )
 def test_a_refused_submit_is_told_and_not_repeated(site: Site, status: int, code: str, ours: str, word: str) -> None:

@@ -151,10 +151,10 @@ def test_the_links_of_globus_compute(service: StandIn, cafe_home: Path, monkeypa
     def found() -> tuple[str, str]:
         return named(diagnose(enrolling.find(kit.serial), cafe_home, 0.5))
 
-    assert found() == ("service account", "CAFE-174")  # no secret
+    assert found() == ("application", "CAFE-174")  # no secret
     vault = Vault(cafe_home)
     vault.put(f"globus.{client}", {"client_secret": "wrong"})
-    assert found() == ("service account", "CAFE-174")
+    assert found() == ("application", "CAFE-174")
     vault.put(f"globus.{client}", {"client_secret": secret})
     function = globus_compute.function_id(cafe_home, client, "local")
     assert found() == ("endpoint", "CAFE-179")  # never started
@@ -169,7 +169,7 @@ def test_the_links_of_globus_compute(service: StandIn, cafe_home: Path, monkeypa
         kits.connect(kit.serial, enrolling.find(kit.serial).connection | {"function_id": function})
     assert found() == ("object store", "CAFE-189")
     monkeypatch.setenv("CAFE_GLOBUS_LOCAL_URL", f"http://localhost:{free_port()}")
-    assert found() == ("service account", "CAFE-177")  # Globus is away
+    assert found() == ("application", "CAFE-177")  # Globus is away
 
 
 def test_a_look_that_breaks_is_a_finding_itself(cafe_home: Path, tmp_path: Path) -> None:

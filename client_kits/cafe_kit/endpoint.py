@@ -1,7 +1,7 @@
 """This site's Globus Compute endpoint: its environment, its configuration, and its process, kept up until somebody ends it.
 
 Knows Globus's own program, in an environment of its own, and what it may be told: one function, JSON alone, nothing that whoever submits
-could choose. Does not know orders: each is handed to ``cafe-site answer``, in a process of its own. The service account's secret stands in
+could choose. Does not know orders: each is handed to ``cafe-site answer``, in a process of its own. The application's secret stands in
 the endpoint's own environment alone: in no file, and not where the work is done.
 """
 
@@ -65,7 +65,7 @@ def run(home: Path, settings: SiteSettings, connection: GlobusCompute, kit_folde
     """Keep the endpoint up until SIGTERM or SIGINT; one that ends by itself is started again, after a pause that grows.
 
     Raises:
-        CafeError: as ``prepare``; CAFE-174 when Globus does not accept the service account, CAFE-175 when it refuses the endpoint.
+        CafeError: as ``prepare``; CAFE-174 when Globus does not accept the application, CAFE-175 when it refuses the endpoint.
     """
     prepare(home, settings, connection, kit_folder, say)
     mark, wait_s = f"GLOBUS_COMPUTE_USER_DIR={_user_dir(home)}", _FIRST_WAIT_S
@@ -123,7 +123,7 @@ def _may_go_on(status: int) -> None:
     if status == _NO_PERMISSION:
         raise CafeError(
             "CAFE-174",
-            "Globus does not accept the service account that the operator gave to this site.",
+            "Globus does not accept the application that the operator gave to this site.",
             "Ask the operator: its secret may have been changed or withdrawn. He approves the site again with the new one.",
         )
     if status == _BAD_DATA:
@@ -200,7 +200,7 @@ def _user_dir(home: Path) -> Path:
 
 
 def _environment(home: Path, connection: GlobusCompute) -> dict[str, str]:
-    """What the endpoint's own process finds: ours but for what would lead it elsewhere, and the service account."""
+    """What the endpoint's own process finds: ours but for what would lead it elsewhere, and the application."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("GLOBUS_COMPUTE_", "CAFE_JOIN_CODE"))}
     own |= _where_it_works(home) | {
         "GLOBUS_COMPUTE_CLIENT_ID": connection.client_id,
