@@ -47,7 +47,7 @@ class ObjectDepot:
     def offer(self, kit: SiteKit, blob: Blob, path: Path, shared: bool = False) -> str:
         """A link by which this site fetches the input; what is not in the store is put there first. A folder goes as a parcel."""
         folder = path.is_dir()
-        key = f"models/{blob.sha256}.tar" if folder and shared else self._input(blob, folder=folder)
+        key = f"{MODELS}{blob.sha256}.tar" if folder and shared else self._input(blob, folder=folder)
         with _told(), self._locks[key]:
             size = parcels.size_of(path) if folder else blob.size
             if not self._store.holds(key, blob.sha256, size):

@@ -25,7 +25,7 @@ from cafe_kit.failpoints import failpoint
 from cafe_kit.orders import PROTOCOL
 from cafe_kit.task import Record
 
-from pipeline import adapters, attendance, models, results, synthesis, tuning
+from pipeline import adapters, archive, attendance, models, results, synthesis, tuning
 from pipeline.context import Completes, RunContext, ServesAdapters, Stopped
 from pipeline.generator import Generator, ModelServer
 from pipeline.home import home
@@ -157,6 +157,8 @@ def carry(run_id: str) -> int:
             if error:
                 store.event(run_id, f"{error['code']} {error['message']}", level="error")
             store.finish(run_id, epoch, state, error)
+            if state == "Done" and (told := archive.keep_if_wished(run_id)):
+                store.event(run_id, told)
         except StoreError as last:  # a full disk, or another worker: the run shows as Lost contact, or as the other's
             print(error or "", last, file=sys.stderr)
             return 1

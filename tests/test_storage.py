@@ -25,6 +25,7 @@ from server_store.object_bench import Bench
 from server_store.object_store import Keys, ObjectStore, Place
 from server_store.rows import Metric
 from tests.fault_proxy import fault_proxy
+from tests.federation import Federation
 from tests.seaweedfs import S3Server, serve
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -259,3 +260,20 @@ def test_a_run_without_results_is_not_kept(cafe_home: Path) -> None:
         archive.keep("tiny-2", storage.object_store())
     with pytest.raises(CafeError, match="CAFE-658"):
         cafe("sweep", "tiny-2")
+
+
+@pytest.mark.system
+@pytest.mark.runs
+def test_the_worker_of_a_run_keeps_its_results(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation = Federation(tmp_path, weak=2, strong=1)
+    monkeypatch.setenv("CAFE_HOME", str(federation.home))
+    where = {"bucket": s3_server.bucket, "endpoint_url": s3_server.endpoint, "prefix": "a-run", "keep_results": True}
+    storage.set_up(where, s3_server.key)
+    run = federation.create()
+    assert federation.work(run) == 0
+    results, store = federation.results(run), storage.object_store()
+    assert json.loads(store.read(f"kept/{run}/results.json", 10**6) or b"")["adapter"] == results["adapter"]
+    assert any("kept in the object store" in event.text for event in launch.store().events(run))
+    records = [line for path in federation.folder.glob("*[0-9].jsonl") for line in path.read_text().splitlines()]
+    sent = b"".join(store.read(one.key, 10**7) or b"" for one in store.list())
+    assert len(records) > 20 and not [line for line in records if json.loads(line)["text"].encode() in sent]
