@@ -5,7 +5,6 @@ Knows words and options. What is done lies in ``pipeline/enrolling.py``. Exit co
 
 from __future__ import annotations
 
-import getpass
 import time
 from dataclasses import asdict
 from enum import StrEnum
@@ -16,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import delivery, enrolling
+from pipeline import delivery, enrolling, operators
 from pipeline.enrolling import Waiting
 from pipeline.home import home
 from pipeline.terminal import Format, plain, print_json
@@ -139,7 +138,7 @@ def approve(
 ) -> None:
     """Let a site in, after its admin has read the four words aloud."""
     kit = enrolling.find(site, federation)
-    _answered(kit, enrolling.approve(kit.serial, words, _operator()), format)
+    _answered(kit, enrolling.approve(kit.serial, words, operators.at_terminal(home())), format)
 
 
 @app.command()
@@ -151,7 +150,7 @@ def refuse(
 ) -> None:
     """Say no to a site's request."""
     kit = enrolling.find(site, federation)
-    _answered(kit, enrolling.refuse(kit.serial, reason, _operator()), format)
+    _answered(kit, enrolling.refuse(kit.serial, reason, operators.at_terminal(home())), format)
 
 
 @app.command()
@@ -180,7 +179,7 @@ def revoke(
 ) -> None:
     """Take a kit back, whether the site has joined with it or not. Its name is then free for a new one."""
     kit = enrolling.find(site, federation)
-    _answered(kit, enrolling.revoke(kit.serial, reason, _operator()), format)
+    _answered(kit, enrolling.revoke(kit.serial, reason, operators.at_terminal(home())), format)
 
 
 @app.command()
@@ -209,14 +208,6 @@ _console = Console()
 
 def _say(text: str) -> None:
     _console.print(plain(text), highlight=False, soft_wrap=True)
-
-
-def _operator() -> str:
-    """Who decides, as this machine knows him."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return ""
 
 
 def _answered(kit: SiteKit, answer: Path | None, format: Format) -> None:

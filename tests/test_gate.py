@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -403,3 +405,14 @@ def test_what_is_printed_at_the_start(cafe_home: Path) -> None:
     told = serving.greeting({})
     key = re.search(r"https://cafe\.example\.org/cafe/\?key=(\S+)", told)
     assert key and entrance.use_key(cafe_home, key[1]) and "Globus" not in told
+
+
+def test_a_browser_is_opened_where_it_was_asked_for(cafe_home: Path, tmp_path: Path) -> None:
+    browser, opened = tmp_path / "browser", tmp_path / "opened"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {opened}\n')
+    browser.chmod(0o700)
+    code = "from pipeline import serving; print(serving.greeting({serving.OPEN: '1'}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"BROWSER": f"{browser} %s"}, capture_output=True, text=True, check=True
+    )
+    assert opened.read_text().strip() in done.stdout and "key=" in opened.read_text()
