@@ -65,6 +65,8 @@ _MOST = 4 * MAX_BYTES
 _POLL_S, _MOST_POLL_S, _POLL_SHARE = 1.0, 15.0, 0.1  # the longer a ticket is open, the more seldom it is asked for
 AGAIN_S, _MOST_AGAIN_S = 120.0, 3600.0  # a message without an answer is sent again after so long; doubled each time
 _CLASS = re.compile(r"\b[A-Z][A-Za-z]{2,40}(?:Error|Exception|Lost|Exceeded|Expired|Timeout|Failed)\b")
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+THE_SITE = "the site"  # whose the endpoint is, where it is not the application's
 _HEARD_S = 10.0  # for how long a status is good
 
 
@@ -140,7 +142,8 @@ class GlobusMessenger:
         Raises:
             CafeError: CAFE-179 while the site has not started it; 174, 177, 178.
         """
-        if (known := kit.connection.get("endpoint_id")) and not anew:
+        known = kit.connection.get("endpoint_id")
+        if known and (not anew or kit.connection.get("endpoint_of") == THE_SITE):
             return str(known)
         found = _account(self._home, kit).endpoint(str(kit.connection["endpoint_name"]))
         if found is None:
@@ -212,6 +215,21 @@ def function_id(home: Path, client_id: str, service: str = "") -> str:
         kept |= {"function_id": made, "function_sha256": digest}
         vault.put(f"globus.{client_id}", kept)
     return str(kept["function_id"])
+
+
+def take_endpoint(home: Path, kit: SiteKit, endpoint_id: str) -> None:
+    """From now on the site is reached at this endpoint, which belongs to the site itself: it is never looked for by its name.
+
+    Raises:
+        CafeError: CAFE-179 for what is no id.
+    """
+    if not _ID.fullmatch(endpoint_id):
+        raise CafeError("CAFE-179", "This is no id of an endpoint.", "`globus-compute-endpoint list`, at the site, shows it.")
+    store = SiteKits(home / "store.db")
+    try:
+        store.connect(kit.serial, store.kit(kit.serial).connection | {"endpoint_id": endpoint_id, "endpoint_of": THE_SITE})
+    finally:
+        store.close()
 
 
 def pack(message: dict[str, Any]) -> str:

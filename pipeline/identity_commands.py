@@ -16,7 +16,7 @@ from cafe_kit.errors import CafeError
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import enrolling, entrance, federations, globus_login, globus_settings, groups, operators, site_applications
+from pipeline import enrolling, entrance, federations, globus_compute, globus_login, globus_settings, groups, operators, site_applications
 from pipeline import members as membership
 from pipeline.home import home
 from pipeline.terminal import Format, plain, print_json
@@ -114,10 +114,15 @@ def client(
         str | None, typer.Option(help=f"of an application that was registered for it; its secret is asked for, or in {SECRET}")
     ] = None,
     federation: Annotated[str | None, typer.Option("--federation", help="where sites of several federations have this name")] = None,
+    endpoint_id: Annotated[str | None, typer.Option(help="of an endpoint that the site itself owns: docs/globus-root.md")] = None,
     drop: Annotated[bool, typer.Option("--drop", help="forget the site's application instead")] = False,
 ) -> None:
     """Make the Globus application (confidential client) of a site, or take one that was pasted."""
     kit = enrolling.find(site, federation)
+    if endpoint_id:
+        globus_compute.take_endpoint(home(), kit, endpoint_id)
+        _say(f"{kit.site} is reached at its own endpoint {endpoint_id}.")
+        return
     if drop:
         site_applications.drop(home(), kit)
         _say(f"{kit.site} has no Globus application any more.")

@@ -136,6 +136,21 @@ def test_the_endpoint_is_found_by_its_name_once_and_again_when_it_is_gone(site: 
     assert site.kit.connection["endpoint_id"] == site.endpoint_id and len(site.service.service.tasks) == 3
 
 
+def test_an_endpoint_of_the_sites_own_is_never_looked_for(site: Site) -> None:
+    """It belongs to somebody else, so no list of ours holds it."""
+    with pytest.raises(CafeError, match="CAFE-179 This is no id"):
+        globus_compute.take_endpoint(site.home, site.kit, "../x")
+    globus_compute.take_endpoint(site.home, site.kit, site.endpoint_id)
+    site.service.service.endpoints[site.endpoint_id].owner = "the centre"
+    site.service.knobs.check_owner = False
+    messenger = site.messenger()
+    messenger.send(site.kit, MESSAGE)
+    assert messenger.endpoint(site.kit, anew=True) == site.endpoint_id and site.requests("GET /v2/endpoints") == 0
+    del site.service.service.endpoints[site.endpoint_id]
+    with pytest.raises(CafeError, match="CAFE-179"):
+        messenger.send(site.kit, MESSAGE)
+
+
 def test_the_function_is_registered_once_for_an_account_and_anew_when_it_changes(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     first = globus_compute.function_id(site.home, site.client_id, "local")
     assert first == site.kit.connection["function_id"] and len(site.service.service.functions) == 1
