@@ -55,6 +55,17 @@ class Operator:
         (self.folder / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
         write_records(self.folder / "test.jsonl", "test", 9)
 
+    def sets_up(self, privacy: str = "off") -> None:
+        """The federation without sites, by hand; small."""
+        self.exchange.mkdir()
+        folder = self.home / "federations" / FEDERATION
+        folder.mkdir(parents=True)
+        task = "{kind: classification, description: which desk a patient's message goes to, labels: labels.txt}"
+        (folder / "federation.yaml").write_text(f"name: {FEDERATION}\ntask: {task}\ntest: test.jsonl\nsites: []\nprivacy: {privacy}\n")
+        for name in ("labels.txt", "test.jsonl"):
+            (folder / name).write_text((self.folder / name).read_text())
+        self.makes_it_small()
+
     def makes_it_small(self, file: Path | None = None) -> None:
         """The models of the federation are replaced by stand-ins, and its rounds are few."""
         file = file or self.home / "federations" / FEDERATION / "federation.yaml"

@@ -16,19 +16,12 @@ import pytest
 from pipeline import enrolling
 from tests import far
 from tests.doc_pages import ROOT, Block, Story, missing
-from tests.doc_places import Admin, Operator, words, write_records
+from tests.doc_places import Admin, Operator, words
 from tests.far import Rig
 from tests.seaweedfs import S3Server
 
 pytestmark = pytest.mark.system
 OPERATOR = "docs/operator.md"
-FEDERATION = """\
-name: clinic
-task: {kind: classification, description: which desk a patient's message goes to, labels: labels.txt}
-test: test.jsonl
-sites: []
-privacy: off
-"""
 
 
 @pytest.fixture
@@ -42,12 +35,7 @@ def operator(tmp_path: Path, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Itera
     for name, value in rig.settings.items():
         monkeypatch.setenv(name, value)
     operator = Operator(tmp_path, monkeypatch, rig.settings | {"GLOBUS_SDK_SERVICE_URL_AUTH": rig.service.url})
-    folder = operator.home / "federations" / "clinic"
-    folder.mkdir(parents=True)
-    (folder / "federation.yaml").write_text(FEDERATION)
-    (folder / "labels.txt").write_text((operator.folder / "labels.txt").read_text())
-    write_records(folder / "test.jsonl", "test", 9)
-    operator.makes_it_small()
+    operator.sets_up()
     yield operator
     assert operator.ends(60) == [], "processes were left behind"
 

@@ -12,7 +12,6 @@ from tests.doc_pages import Story, blocks
 from tests.doc_places import Operator, write_records
 from tests.rabbitmq import free_port
 
-pytestmark = pytest.mark.runs
 OPERATOR = "docs/operator.md"
 README = "README.md"
 
@@ -24,6 +23,7 @@ def operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Operat
     assert operator.ends() == [], "processes were left behind"
 
 
+@pytest.mark.runs
 def test_the_console_opens_with_the_link_that_is_printed(operator: Operator) -> None:
     story, port = Story(OPERATOR, "Start"), free_port()
     console = operator.shell.start(story.next("cafe doctor").filled({"8502": str(port)}))
@@ -36,6 +36,7 @@ def test_the_console_opens_with_the_link_that_is_printed(operator: Operator) -> 
     story.ends()
 
 
+@pytest.mark.runs
 def test_the_federation_of_the_readme(operator: Operator) -> None:
     story = Story(README, "Try it")
     story.next("make run")  # the first page of all says nothing of tests; test_docs_commands has the reason
