@@ -11,7 +11,7 @@ from starlette.responses import HTMLResponse
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 34rem; margin: 12vh auto; padding: 0 1rem; color: #1B1613; background: #FFFFFF }
-h1 { font-size: 1.4rem }
+h1 { font-size: 1.4rem } a:not(.button) { color: #7A4B2A }
 code { background: #F6F2ED; padding: .1em .3em; border-radius: 4px }
 .told { border-left: 4px solid #7A4B2A; padding: .2rem .8rem; background: #F6F2ED }
 a.button, button { font: inherit; color: #FFFFFF; background: #7A4B2A; border: 0; border-radius: 6px; padding: .5rem 1rem }

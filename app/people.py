@@ -50,7 +50,6 @@ def draw(federation: Federation) -> None:
 
 
 def _people(name: str) -> None:
-    st.subheader("People", anchor=False)
     widgets.what_is_this(WHAT, key="what people")
     with widgets.guard("people"):
         group = groups.of(home(), name)
