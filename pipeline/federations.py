@@ -209,7 +209,11 @@ def check_site(federation: Federation, site: Mapping[str, Any]) -> SiteCheck:
     try:
         known = _site(site, federation.folder)
         if known.data is None:
-            raise CafeError("CAFE-613", "This site joined with a kit: its records are counted there, and only there.", "")
+            raise CafeError(
+                "CAFE-613",
+                "This site joined with a kit: its records are counted there, and only there.",
+                "Its admin sees them: `./cafe-site doctor`.",
+            )
         fingerprint(DataSource(known.data))
         task = federation.data.get("task") or {}
         probe = build(
