@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from cafe_kit import data_look, records
 from cafe_kit.errors import CafeError
 from cafe_kit.records import DataSource, clean, fingerprint, read
 from cafe_kit.task import Record, Task
@@ -94,6 +95,22 @@ def test_a_loader_gives_roles_whatever_the_columns_say(tmp_path: Path) -> None:
     assert read(DataSource(put(tmp_path, "site.py", LOADER).path, {"text": "message"}), ROUTING) == TWO
 
 
+def test_signs_that_do_not_belong_are_dropped_wherever_they_come_from(tmp_path: Path) -> None:
+    """NUL, control characters, halves of letters, turned text; U+FFFD is a sign like others, and dates stay as they are written."""
+    lines = [{"text": "a\x00b\x1b[2Jc \u202egnihton\u202c", "label": "billing"}, {"text": "d\ud800e \ufffd 2026-01-02", "label": "billing"}]
+    expected = [Record("ab[2Jc gnihton", "billing"), Record("de \ufffd 2026-01-02", "billing")]
+    assert read(put(tmp_path, "a.jsonl", "\n".join(map(json.dumps, lines))), ROUTING) == expected
+    assert read(put(tmp_path, "a.csv", "text,label\na\x00b,billing\nc\u202ed,billing\n"), ROUTING) == [
+        Record("ab", "billing"),
+        Record("cd", "billing"),
+    ]
+
+
+@pytest.mark.parametrize("word", ["NA", "null", "None", "nan", "N/A", "-", "true", "0", "1e5", "2026-01-02"])
+def test_a_word_that_others_take_for_nothing_is_a_text(tmp_path: Path, word: str) -> None:
+    assert read(put(tmp_path, "a.csv", f"text,label\n{word},billing\nx,billing\n"), ROUTING)[0] == Record(word, "billing")
+
+
 def test_cleaning_rule() -> None:
     assert clean("  a\x00b\x07\tc\r\nd\x0ce\x7f \u202e\ufeff") == "ab\tc\nd\ne"
     assert clean("e\u0301") == "é" and clean("\ud800x") == "x" and clean("می\u200cخواهم") == "می\u200cخواهم"
@@ -166,6 +183,14 @@ BAD_FILES = {
     "null": ("a.jsonl", '{"text": "a", "label": null}', "212", "nothing (null) in column 'label'"),
     "nan": ("a.jsonl", '{"text": NaN, "label": "billing"}', "212", "a number"),
     "unknown label": ("a.csv", f"text,label\na,billing\nb,{SECRET}\n", "213", "Line 3 has a label that is not in the list"),
+    "latin-1 further down": ("a.csv", GOOD.encode() + 9_999 * b"a text,billing\n" + b"caf\xe9,billing\n", "204", "byte "),
+    "excel by its old form": ("a.csv", b"\xd0\xcf\x11\xe0" + GOOD.encode(), "205", "an old Excel"),
+    "a pickle": ("a.csv", b"\x80\x04\x95" + GOOD.encode(), "205", "a Python pickle"),
+    "arrow": ("a.csv", b"ARROW1" + GOOD.encode(), "205", "an Arrow file"),
+    "column of blanks": ("a.csv", f" ,label\n{SECRET},billing\n", "206", "no column 'text'"),
+    "a date as number": ("a.jsonl", '{"text": "a", "label": 20260102}', "212", "a number in column 'label'"),
+    "a list of texts": ("a.jsonl", f'{{"text": ["{SECRET}"], "label": "billing"}}', "212", "a list in column 'text'"),
+    "true": ("a.jsonl", '{"text": true, "label": "billing"}', "212", "true or false"),
     "empty label": ("a.csv", "text,label\na,\n", "213", "Line 2 "),
     "unknown suffix": ("a.tsv", "text\tlabel\n", "216", "cannot be told"),
     "torn gzip": ("a.csv.gz", gzip.compress(GOOD.encode() * 99)[:-9], "218", "gzip"),
@@ -253,6 +278,58 @@ def test_parquet_that_is_damaged_or_holds_no_text(tmp_path: Path) -> None:
     for broken in (whole[:-20], b"PAR1" + bytes(99), whole[:60] + bytes(20) + whole[80:]):
         path.write_bytes(broken)
         assert refused(DataSource(path)).code in ("CAFE-218", "CAFE-212")
+
+
+def test_parquet_of_odd_types(tmp_path: Path) -> None:
+    """Nothing but text is read: no dates, bytes, lists in dictionaries, and no type that brings code of its own."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    labels = pyarrow.array(["billing", "billing"])
+    odd = [
+        pyarrow.array([1, 2], pyarrow.timestamp("s")),
+        pyarrow.array([b"a", b"b"]),
+        pyarrow.array([True, False]),
+        pyarrow.array([None, None]),
+        pyarrow.DictionaryArray.from_arrays(pyarrow.array([0, 0]), pyarrow.array([1.5])),
+        pyarrow.array([[("a", SECRET)], []], pyarrow.map_(pyarrow.string(), pyarrow.string())),
+        pyarrow.ExtensionArray.from_storage(pyarrow.json_(), pyarrow.array([f'"{SECRET}"', "1"])),
+        pyarrow.ExtensionArray.from_storage(pyarrow.uuid(), pyarrow.array([b"x" * 16] * 2, pyarrow.binary(16))),
+    ]
+    for column in odd:
+        parquet.write_table(pyarrow.table({"text": column, "label": labels}), path)
+        assert refused(DataSource(path)).code == "CAFE-212", column.type
+
+
+def test_parquet_that_swells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of some kilobytes that unpacks to hundreds of megabytes ends at the limit, and a flood of columns before anything is read."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    flood = {f"c{number}": [1, 2] for number in range(10_001)}
+    parquet.write_table(pyarrow.table({"text": ["a", "b"], "label": ["billing", "billing"], **flood}), path)
+    assert refused(DataSource(path)).code == "CAFE-219"
+    text = pyarrow.array([SECRET + "x" * 90_000] * 5_000).dictionary_encode()
+    parquet.write_table(pyarrow.table({"text": text, "label": ["billing"] * 5_000}), path)
+    assert path.stat().st_size < 300_000
+    monkeypatch.setattr(records, "MAX_CHARACTERS", 5_000_000)
+    assert refused(DataSource(path)).code == "CAFE-219"
+
+
+def test_what_its_owner_should_look_at(tmp_path: Path) -> None:
+    """Read without a word by every library: one label alone, next to no text, damaged letters, the answer inside the question."""
+
+    def look(rows: str) -> tuple[str, ...]:
+        return data_look.look(put(tmp_path, "a.csv", "text,label\n" + rows), ROUTING)[0].unusual
+
+    assert look("my heart,cardiology\nthe bill,billing\n") == ()
+    assert look("my heart,cardiology\nmy veins,cardiology\n") == ("1 of 2 labels occur",)
+    assert look("my heart,cardiology\nok,billing\n") == ("1 texts have fewer than 3 characters",)
+    assert look("my h\ufffdart,cardiology\nthe bill,billing\n") == ("1 texts hold the sign for a damaged character (U+FFFD)",)
+    assert look("to cardiology,cardiology\nBilling please,billing\n") == ("2 texts name their own label",)
+    assert data_look.look(put(tmp_path, "b.csv", "instruction,output\nGreet.,Hi\nWave.,o/\n"), CHAT)[0].unusual == ()
 
 
 def test_file_that_changes_while_it_is_read(tmp_path: Path) -> None:

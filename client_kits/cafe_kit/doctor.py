@@ -220,6 +220,8 @@ def _data(source: DataSource, task: Task) -> Iterator[Check]:
     yield Check("data", "ok", f"{name} can be read; its columns are there", own=own)
     if found.duplicates * 2 > found.rows:
         yield Check("data", "warn", "more than half of the rows are duplicates", "Is it the right file?")
+    if found.unusual:
+        yield Check("data", "warn", "something about the rows is unusual", "Is it the right file?", own=f"({'; '.join(found.unusual)})")
     if found.identifying:
         own = f"(rows with {', '.join(f'{what}: {count:,}' for what, count in found.identifying.items())})"
         hint = "Texts stay here, but what is learnt from them is shared; consider removing such details."
