@@ -282,7 +282,8 @@ def test_an_operator_sets_up_a_federation_with_a_site_and_takes_the_site_out_aga
         ada.fills("Name", "library", ada.dialog).fills("What the texts are, in one phrase", "questions to a help desk", ada.dialog)
         ada.dialog.get_by_text("Instruction to answer").click()
         ada.waits().clicks("Set it up", ada.dialog).sees("No sites yet")
-        ada.clicks("Add a site").fills("Name", "north", ada.dialog).fills("Data file on this machine", str(data), ada.dialog)
+        ada.clicks("Add a site").picks("On this machine, with a data file", ada.dialog)
+        ada.fills("Name", "north", ada.dialog).fills("Data file on this machine", str(data), ada.dialog)
         ada.sees("Column with the instruction").clicks("Check the data", ada.dialog).sees("2 records are usable.")
         ada.clicks("Add the site", ada.dialog).sees("Select a row")
         assert federations.get("library").data["sites"][0]["columns"] == {"instruction": "message", "output": "reply"}

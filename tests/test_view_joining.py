@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import time
+import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from cafe_kit import enrolment
 from cafe_kit.enrolment import Consent
+from cafe_kit.site_folder import to_toml
 from streamlit.testing.v1 import AppTest
 
 from pipeline import connection_check, enrolling, federations, launch, messengers, request_watch
@@ -19,9 +26,12 @@ from pipeline.federations import Federation
 from server_store.ledger import Ledger
 from server_store.rows import OrderRow
 from server_store.site_kits import SiteKit
+from tests.browser import Console, Operator, chromium
 from tests.federation import ROOT
 from tests.test_enrolling import Site
 
+CODE = re.compile(r"\b(?:[A-Z0-9]{4}-){3}[A-Z0-9]{4}\b")
+HEARD = "Four words that the admin reads to you"
 HOSTILE = "<script>alert(1)</script>**x** :red[y] $z$ [a](http://b)"
 
 
@@ -92,7 +102,7 @@ def _filled(page: AppTest, name: str, exchange: Path | str) -> AppTest:
 
 def _code(page: AppTest) -> str:
     """The join code that the page shows."""
-    (found,) = [str(one.value) for one in page.code if re.fullmatch(r"(?:[A-Z0-9]{4}-){3}[A-Z0-9]{4}", str(one.value))]
+    (found,) = [str(one.value) for one in page.code if CODE.fullmatch(str(one.value))]
     return found
 
 
@@ -371,3 +381,88 @@ def test_two_ledgers_that_agree_are_one_figure(site: Site, shared: Path, cafe_ho
     page = _page(site="hpc")
     assert not page.warning and "hpc and this server agree" in _told(page).replace("\\", "")
     assert re.fullmatch(r"ε [\d.]+ at δ 1e-5", page.dataframe[0].value["Privacy spent"][0])
+
+
+# -- by hand -----------------------------------------------------------------------------------------------------------
+
+
+class Admin:
+    """The person at the site, who unzips what he was handed and runs the real command."""
+
+    def __init__(self, zipped: Path, folder: Path, code: str) -> None:
+        self._folder = folder
+        zipfile.ZipFile(zipped).extractall(folder / "kit")
+        (folder / "own.csv").write_text("text,label\n" + "".join(f"message {n} about a bill,billing\n" for n in range(30)))
+        consent = {"name": "Dr. Jane Roe", "role": "head of ward", "reference": "IRB-7", "agreed": True}
+        answers = {"data": {"path": str(folder / "own.csv")}, "limits": {"max_epsilon": 4.0, "share_rows": "rounded"}, "consent": consent}
+        (folder / "answers.toml").write_text(to_toml(answers))
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("CAFE_")}
+        own = {"CAFE_SITE_HOME": str(folder / "site"), "CAFE_KIT_FOLDER": str(next((folder / "kit").iterdir())), "HOME": str(folder)}
+        self._environment = kept | own | {"CAFE_JOIN_CODE": code, "CAFE_KIT_ENGINE": "tests.fakes:TinyEngine", "PYTHONPATH": str(ROOT)}
+
+    def says(self, *words: str) -> str:
+        done = subprocess.run(self._command(*words), env=self._environment, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode in (0, 3), done.stdout + done.stderr
+        return done.stdout
+
+    def asks(self) -> str:
+        """Joins as far as he can alone; the four words that he reads aloud."""
+        self.says("join", "--answers", str(self._folder / "answers.toml"), "--yes", "--wait", "0")
+        return str(json.loads(self.says("status", "--format", "json"))["words"])
+
+    @contextmanager
+    def at_work(self) -> Iterator[subprocess.Popen[bytes]]:
+        """``cafe-site start``, for the time of a ``with`` block."""
+        with (self._folder / "start.log").open("ab") as log:
+            process = subprocess.Popen(self._command("start"), env=self._environment, stdout=log, stderr=log)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+
+    def _command(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "cafe_kit.cli", *words]
+
+
+@pytest.mark.system
+def test_a_kit_goes_out_a_site_comes_in_by_its_words_is_online_and_is_revoked(clinics: Federation, shared: Path, tmp_path: Path) -> None:
+    with Console(os.environ) as console, chromium() as browser, Operator(browser, console) as ada:
+        ada.opens("Sites").sees("No sites yet").clicks("Add a site").fills("Name", "hpc", ada.dialog).picks("GPU", ada.dialog)
+        ada.fills("Exchange folder", str(shared), ada.dialog).clicks("Make the kit", ada.dialog).sees("The kit is made")
+        ada.until(lambda: CODE.search(ada.dialog.inner_text()) is not None, "the join code is shown")
+        told = ada.dialog.inner_text()
+        (code,) = CODE.findall(told)
+        zipped = ada.downloads(re.compile("^Download the kit"), tmp_path)
+        assert hashlib.sha256(zipped.read_bytes()).hexdigest() in told and enrolling.fingerprint() in told
+        ada.clicks("I have noted the code", ada.dialog).does_not_see(code).opens("Sites", site="hpc").sees("was fetched once")
+        assert code not in ada.text()
+        jane = Admin(zipped, tmp_path, code)
+        words = jane.asks()
+        ada.sees("asks to join").clicks("Look at its request").sees("Call the admin", "Dr. Jane Roe, head of ward, IRB-7")
+        assert not any(word in ada.dialog.inner_text() for word in words.split("-"))
+        ada.fills(HEARD, "acorn agent album amber", ada.dialog).clicks("Let it in", ada.dialog).sees("CAFE-144")
+        ada.fills(HEARD, words, ada.dialog).clicks("Let it in", ada.dialog).sees("It has joined.").clicks("Close", ada.dialog)
+        ada.opens("Home").sees("The sites are there.")
+        jane.says("join", "--wait", "20")
+        with jane.at_work():
+            ada.opens("Sites", site="hpc").sees_state("Online", within_s=60)
+            ada.clicks("Check the connection").sees("The way holds", within_s=90)
+            ada.clicks("Revoke…").fills("Type its name to revoke it", "hpc", ada.dialog).clicks("Revoke", ada.dialog)
+            ada.sees("Kits that have ended: 1", "No sites yet")
+    kit = enrolling.find("hpc")
+    assert (kit.state, kit.downloads, federations.get("clinics").data["sites"]) == ("revoked", 1, [])
+
+
+@pytest.mark.system
+def test_of_two_operators_who_decide_at_once_the_first_is_heard_and_the_other_told(site: Site, shared: Path) -> None:
+    _ask(site, shared)
+    with Console(os.environ) as console, chromium() as browser, Operator(browser, console) as ada, Operator(browser, console) as ben:
+        for one in (ada, ben):
+            one.opens("Sites").sees("asks to join").clicks("Look at its request").sees("Call the admin")
+        ada.fills(HEARD, site.words, ada.dialog)
+        ben.page.get_by_text("Refuse it").click()
+        ben.fills("Reason, which the site reads", "Nobody answered.", ben.dialog)
+        ada.clicks("Let it in", ada.dialog).sees("It has joined.")
+        ben.clicks("Refuse", ben.dialog).sees(re.compile("CAFE-146|It has joined"))
+    assert enrolling.listed()[0].state == "approved" and site.read(shared / enrolment.answer_name(site.info.serial)).approved

@@ -6,6 +6,7 @@ Draws what ``pipeline.premises`` finds. Preferences lie in the store; secrets li
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 import streamlit as st
@@ -24,7 +25,16 @@ _SECRETS = (
     ("CAFE_OPENAI_API_KEY", "key of the server that answers the chat, where it asks for one"),
     (str(GeneratorSettings.model_fields["api_key_env"].default), "key of another generator of stage 1"),
 )
-_DOCS = {"For the operator": "operator.md", "Privacy": "privacy.md", "Reference of all settings": "reference.md"}
+_DOCS = {
+    "For the operator": "operator.md",
+    "For a site without a GPU": "site-no-gpu.md",
+    "For a site with a GPU": "site-gpu.md",
+    "Security": "security.md",
+    "Privacy": "privacy.md",
+    "Troubleshooting": "troubleshooting.md",
+    "Reference of all settings": "reference.md",
+}
+_LINK = re.compile(r"\[([^\]]+)\]\((?!https?:)[^)]*\)")  # from one document to another: there is no such page here
 WORD = "remove demo"
 
 
@@ -189,7 +199,7 @@ def _switch(what: str, option: str, wanted: bool) -> tuple[str, str, bool, str]:
 def _about() -> None:
     with st.container(horizontal=True):
         for title, file in _DOCS.items():
-            if st.button(title, icon=":material/description:", key=f"doc {file}"):
+            if (premises.ROOT / "docs" / file).is_file() and st.button(title, icon=":material/description:", key=f"doc {file}"):
                 _document(title, file)
         if st.button("Licence", icon=":material/gavel:", key="licence"):
             _licence()
@@ -202,7 +212,8 @@ def _about() -> None:
 @st.dialog("Document", width="large")
 def _document(title: str, file: str) -> None:
     path = premises.ROOT / "docs" / file
-    st.markdown(path.read_text(encoding="utf-8") if path.is_file() else f"{title} is not part of this installation: docs/{file}")
+    text = path.read_text(encoding="utf-8") if path.is_file() else f"{title} is not part of this installation: docs/{file}"
+    st.markdown(_LINK.sub(r"*\1*", text))
 
 
 @st.dialog("Licence", width="large")
