@@ -17,6 +17,7 @@ from cafe_kit.policy import Policy
 from cafe_kit.questions import Answers
 
 from pipeline import doctor, error_pages, reference
+from pipeline.settings import RunSettings
 from tests.doc_pages import ROOT, Block, blocks, commands, missing
 
 OTHERS = ("reference.md", "experiments.md")  # generated; a report of trials
@@ -152,6 +153,26 @@ def test_tests_that_are_named_exist(page: str) -> None:
         path = ROOT / "tests" / file
         assert path.is_file(), f"{page}: {file}"
         assert not name or f"def {name}(" in path.read_text(encoding="utf-8"), f"{page}: {file}::{name}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_of_the_house_that_are_named_exist(page: str) -> None:
+    rooms = r"(?:app|pipeline|server_store|client_kits|cafe_kit|tests|docs|benchmarks|\.ci)"
+    for name in re.findall(rf"`({rooms}/[\w./-]*[\w/])`", TEXTS[page]):
+        assert (ROOT / name).exists() or (ROOT / "client_kits" / name).exists(), f"{page}: {name}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_settings_of_a_run_that_are_named_exist(page: str) -> None:
+    """As ``section.setting`` in the text, or as YAML that is a part of a run's settings."""
+    schema = RunSettings.model_json_schema()
+    known = {name for section in (schema, *schema["$defs"].values()) for name in section["properties"]}
+    named = {
+        part for word in re.findall(r"`(?:stage1|stage2|machine|privacy|task)((?:\.\w+)+)`", TEXTS[page]) for part in word[1:].split(".")
+    }
+    for block in (block for block in blocks(page) if block.language == "yaml"):
+        named |= set(re.findall(r"(?:^|[{,]) *(\w+):(?= )", re.sub(r"#.*", "", block.text), re.MULTILINE))
+    assert named - known == set(), page
 
 
 def test_every_threat_names_its_test() -> None:
