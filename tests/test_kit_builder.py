@@ -218,8 +218,13 @@ def test_the_launcher_sets_up_once_and_then_starts_at_once(kit: Path, tmp_path: 
 def test_a_kit_with_wheels_needs_no_package_index(tmp_path: Path) -> None:
     made = builder.build(info("cpu"), tmp_path / "kit.zip", sign=lambda sums: ssh_signature.sign(sums, KEY), wheels=True)
     home = {"CAFE_SITE_HOME": str(tmp_path / "home"), "CAFE_PYTHON": sys.executable}
-    done = shell("./cafe-site --help", unzipped(made, tmp_path / "kit"), **NO_INDEX, **home)
+    kit, offline = unzipped(made, tmp_path / "kit"), NO_INDEX | {"PIP_FIND_LINKS": ""}
+    done = shell("./cafe-site --help", kit, **offline, **home)
     assert done.returncode == 0, done.stderr
+    code = "import sys; from pathlib import Path; from cafe_kit.endpoint import install; install(*map(Path, sys.argv[1:]), print)"
+    done = shell(f'"{tmp_path}/home/venv/bin/python" -I -c "{code}" "{tmp_path}/home" "{kit}/endpoint"', kit, **offline)
+    assert done.returncode == 0, done.stderr  # the endpoint for Globus Compute, in an environment of its own
+    assert (tmp_path / "home/endpoint-venv/bin/globus-compute-endpoint").is_file()
 
 
 def test_wheels_that_cannot_be_had_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
