@@ -392,6 +392,31 @@ def test_leaving_keeps_the_proof_and_a_site_can_come_back(joined: Place) -> None
     assert joined.run("leave", typed="y\nn\n").returncode == 0 and not list(joined.home.iterdir())
 
 
+VERBS = (
+    "doctor",
+    "status",
+    "log",
+    "outbox",
+    "limits",
+    "adapter",
+    "pause",
+    "resume",
+    "join",
+    "start --once",
+    "start --service",
+    "leave --yes",
+)
+
+
+def test_every_verb_ends_with_one_json_document(joined: Place) -> None:
+    for verb in VERBS:
+        done = joined.run(*verb.split(), "--format", "json")
+        assert done.returncode == 0, (verb, done.stderr)
+        json.loads(done.stdout)
+    for verb in VERBS[1:8]:  # and so does a refusal
+        assert json.loads(joined.run(verb, "--format", "json").stdout)["code"] == "CAFE-156"
+
+
 # The doctor
 
 

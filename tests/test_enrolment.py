@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from cafe_kit import enrolment, words
-from cafe_kit.enrolment import Approval, Consent, Embedder, Host, JoinRequest, KitInfo, Limits, Server
+from cafe_kit.enrolment import Approval, Consent, Embedder, Host, JoinRequest, KitInfo, Leaving, Limits, Server
 from cafe_kit.errors import CafeError
 from cafe_kit.task import Task
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -54,7 +54,9 @@ REQUEST = enrolment.prove(
     CODE_KEY,
 )
 APPROVAL = Approval("clinic", SERIAL, "north", public(SITE), True, 1_790_000_200.0)
+LEAVING = Leaving("clinic", SERIAL, "north", public(SITE), 1_790_000_300.0)
 SIGNED_REQUEST = enrolment.sign_request(REQUEST, SITE)
+SIGNED_LEAVING = enrolment.sign_leaving(LEAVING, SITE)
 SIGNED_APPROVAL = enrolment.sign_approval(APPROVAL, SERVER)
 
 
@@ -64,6 +66,8 @@ GOLDEN = {
     "approval": "81b1964d16127aa7",
     "signed request": "c5fa0dd0c7f2a3b3",
     "signed approval": "cf6372b3aeaf0c8b",
+    "leaving": "2467695441e8e43c",
+    "signed leaving": "d75e9b301493d15d",
     "code key": "1be60585710a3c71",
     "words": "1c947aab59fcf4b2",
 }
@@ -88,6 +92,8 @@ def test_golden_vectors() -> None:
             "approval": enrolment.canonical(APPROVAL),
             "signed request": SIGNED_REQUEST,
             "signed approval": SIGNED_APPROVAL,
+            "leaving": enrolment.canonical(LEAVING),
+            "signed leaving": SIGNED_LEAVING,
             "code key": CODE_KEY,
             "words": words._TEXT.encode(),
         }.items()
@@ -96,7 +102,7 @@ def test_golden_vectors() -> None:
     assert "-".join(enrolment.words(public(SERVER), public(SITE), SERIAL)) == GOLDEN_WORDS
 
 
-@pytest.mark.parametrize("document", [KIT, REQUEST, APPROVAL], ids=lambda document: type(document).__name__)
+@pytest.mark.parametrize("document", [KIT, REQUEST, APPROVAL, LEAVING], ids=lambda document: type(document).__name__)
 def test_a_document_comes_back_from_its_bytes(document: Any) -> None:
     assert enrolment.parse(type(document), enrolment.canonical(document)) == document
 
@@ -105,6 +111,7 @@ def test_request_and_answer_come_back_from_their_files() -> None:
     assert enrolment.read_request(SIGNED_REQUEST) == REQUEST
     enrolment.check_request(enrolment.read_request(SIGNED_REQUEST), CODE_KEY)
     assert enrolment.check_approval(SIGNED_APPROVAL, public(SERVER), SERIAL, public(SITE)) == APPROVAL
+    assert enrolment.read_leaving(SIGNED_LEAVING) == LEAVING
 
 
 # What was altered is refused
@@ -127,6 +134,21 @@ def _altered(data: bytes, place: tuple[Any, ...], value: Any) -> bytes:
 
 
 VALUES = st.none() | st.booleans() | st.integers(-2, 2**40) | st.floats() | st.text(max_size=70) | st.lists(st.text(max_size=4), max_size=3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(_places(json.loads(SIGNED_LEAVING))), VALUES)
+def test_an_altered_leaving_is_refused(place: tuple[Any, ...], value: Any) -> None:
+    try:
+        assert enrolment.read_leaving(_altered(SIGNED_LEAVING, place, value)) == LEAVING
+    except CafeError as error:
+        assert error.code in ("CAFE-101", "CAFE-102", "CAFE-103")
+
+
+def test_one_document_is_not_taken_for_another() -> None:
+    for data in (SIGNED_REQUEST, SIGNED_APPROVAL):
+        assert code_of(enrolment.read_leaving, data) == "CAFE-101"
+    assert code_of(enrolment.read_request, SIGNED_LEAVING) == "CAFE-101"
 
 
 @settings(max_examples=300, deadline=None)

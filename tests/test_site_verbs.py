@@ -16,7 +16,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from cafe_kit.errors import CafeError
 from cafe_kit.inputs import hash_folder
 from cafe_kit.orders import ResultParams, sign
 from cafe_kit.policy import load_policy
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.browser import chromium_path
 from tests.fakes import BY_SITE, TinyEngine
@@ -206,6 +207,10 @@ def test_limits_that_were_consented_to_come_back(place: Place) -> None:
     (place.home / "policy.toml").unlink()
     request = place.home / "request.json"
     request.write_bytes(request.read_bytes().replace(b'"max_epsilon": 4.0', b'"max_epsilon": 9.0'))
+    assert "CAFE-102" in place.run("limits", "restore").stderr and not (place.home / "policy.toml").exists()
+    own = enrolment.read_request((place.exchange / enrolment.request_name(SERIAL)).read_bytes())
+    other = Ed25519PrivateKey.generate()
+    request.write_bytes(enrolment.sign_request(replace(own, site_key=other.public_key().public_bytes_raw().hex()), other))
     assert "CAFE-102" in place.run("limits", "restore").stderr and not (place.home / "policy.toml").exists()
 
 
