@@ -83,27 +83,27 @@ def test_what_is_left_out_is_listed_and_says_why() -> None:
     assert len(found) <= MOST_LEFT_OUT
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_verbs_of_the_kit_that_are_named_exist(page: str) -> None:
-    named = set(re.findall(r"cafe-site ([a-z][a-z-]*)\b", "\n".join(_code(page))))
-    assert named <= kit_verbs(), page
+@pytest.mark.parametrize("where", PAGES)
+def test_verbs_of_the_kit_that_are_named_exist(where: str) -> None:
+    named = set(re.findall(r"cafe-site ([a-z][a-z-]*)\b", "\n".join(_code(where))))
+    assert named <= kit_verbs(), where
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_commands_of_groups_that_are_named_exist(page: str) -> None:
+@pytest.mark.parametrize("where", PAGES)
+def test_commands_of_groups_that_are_named_exist(where: str) -> None:
     text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
     known = set(re.findall(r"^### `cafe (\w+ \w+)", text, re.MULTILINE))
-    named = set(re.findall(r"(?:^|[\s`])cafe ((?:site|storage|globus|members|operators) [a-z]+)\b", "\n".join(_code(page))))
-    assert named <= known, page
+    named = set(re.findall(r"(?:^|[\s`])cafe ((?:site|storage|globus|members|operators) [a-z]+)\b", "\n".join(_code(where))))
+    assert named <= known, where
     options = set(re.findall(r"^\| `(--[a-z-]+)", text, re.MULTILINE)) | set(re.findall(r"`--[a-z-]+ / (--[a-z-]+)`", text))
-    used = {word for line in _code(page) if re.match(r"(\.venv/bin/)?cafe [a-z]", line) for word in re.findall(r" (--[a-z][a-z-]+)", line)}
-    assert used <= options, page
+    used = {word for line in _code(where) if re.match(r"(\.venv/bin/)?cafe [a-z]", line) for word in re.findall(r" (--[a-z][a-z-]+)", line)}
+    assert used <= options, where
 
 
-def _code(page: str) -> list[str]:
+def _code(where: str) -> list[str]:
     """Lines of commands, and what stands between backticks."""
-    lines = [line for block in commands(page) for line in block.text.splitlines() if not line.startswith("#")]
-    return lines + re.findall(r"`([^`\n]+)`", re.sub(r"^ *```.*?^ *```$", "", TEXTS[page], flags=re.DOTALL | re.MULTILINE))
+    lines = [line for block in commands(where) for line in block.text.splitlines() if not line.startswith("#")]
+    return lines + re.findall(r"`([^`\n]+)`", re.sub(r"^ *```.*?^ *```$", "", TEXTS[where], flags=re.DOTALL | re.MULTILINE))
 
 
 def kit_verbs() -> set[str]:
@@ -115,20 +115,20 @@ def kit_verbs() -> set[str]:
 # What is named
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_codes_that_are_named_have_a_page(page: str) -> None:
-    named = set(re.findall(r"CAFE-\d{3}", TEXTS[page]))
+@pytest.mark.parametrize("where", PAGES)
+def test_codes_that_are_named_have_a_page(where: str) -> None:
+    named = set(re.findall(r"CAFE-\d{3}", TEXTS[where]))
     known = {path.stem for path in error_pages.FOLDER.glob("CAFE-*.md")}
     ends = {"CAFE-699"}  # of a range
-    assert named - known - ends == set(), page
+    assert named - known - ends == set(), where
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_links_lead_to_pages_and_headings(page: str) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[page]):
+@pytest.mark.parametrize("where", PAGES)
+def test_links_lead_to_pages_and_headings(where: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[where]):
         if not re.match(r"https?:|mailto:", target):
             file, _, heading = target.partition("#")
-            path = (ROOT / page).parent / file if file else ROOT / page
+            path = (ROOT / where).parent / file if file else ROOT / where
             assert path.exists(), target
             assert not heading or heading in _anchors(path.read_text(encoding="utf-8")), target
 
@@ -138,41 +138,40 @@ def _anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_variables_of_the_environment_are_read_somewhere(page: str) -> None:
+@pytest.mark.parametrize("where", PAGES)
+def test_variables_of_the_environment_are_read_somewhere(where: str) -> None:
     folders = ("pipeline", "server_store", "app", "client_kits", "tests")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".py", "") and path.is_file()]
     code = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files)
-    for name in set(re.findall(r"\bCAFE_[A-Z_]+\b", TEXTS[page])):
-        assert re.search(rf"\b{name}\b", code), f"{page}: {name}"
+    for name in set(re.findall(r"\bCAFE_[A-Z_]+\b", TEXTS[where])):
+        assert re.search(rf"\b{name}\b", code), f"{where}: {name}"
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_tests_that_are_named_exist(page: str) -> None:
-    for file, name in re.findall(r"\b(test_\w+\.py)(?:::(\w+))?", TEXTS[page]):
+@pytest.mark.parametrize("where", PAGES)
+def test_tests_that_are_named_exist(where: str) -> None:
+    for file, name in re.findall(r"\b(test_\w+\.py)(?:::(\w+))?", TEXTS[where]):
         path = ROOT / "tests" / file
-        assert path.is_file(), f"{page}: {file}"
-        assert not name or f"def {name}(" in path.read_text(encoding="utf-8"), f"{page}: {file}::{name}"
+        assert path.is_file(), f"{where}: {file}"
+        assert not name or f"def {name}(" in path.read_text(encoding="utf-8"), f"{where}: {file}::{name}"
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_files_of_the_house_that_are_named_exist(page: str) -> None:
+@pytest.mark.parametrize("where", PAGES)
+def test_files_of_the_house_that_are_named_exist(where: str) -> None:
     rooms = r"(?:app|pipeline|server_store|client_kits|cafe_kit|tests|docs|benchmarks|\.ci)"
-    for name in re.findall(rf"`({rooms}/[\w./-]*[\w/])`", TEXTS[page]):
-        assert (ROOT / name).exists() or (ROOT / "client_kits" / name).exists(), f"{page}: {name}"
+    for name in re.findall(rf"`({rooms}/[\w./-]*[\w/])`", TEXTS[where]):
+        assert (ROOT / name).exists() or (ROOT / "client_kits" / name).exists(), f"{where}: {name}"
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_settings_of_a_run_that_are_named_exist(page: str) -> None:
+@pytest.mark.parametrize("where", PAGES)
+def test_settings_of_a_run_that_are_named_exist(where: str) -> None:
     """As ``section.setting`` in the text, or as YAML that is a part of a run's settings."""
     schema = RunSettings.model_json_schema()
     known = {name for section in (schema, *schema["$defs"].values()) for name in section["properties"]}
-    named = {
-        part for word in re.findall(r"`(?:stage1|stage2|machine|privacy|task)((?:\.\w+)+)`", TEXTS[page]) for part in word[1:].split(".")
-    }
-    for block in (block for block in blocks(page) if block.language == "yaml"):
+    words = re.findall(r"`(?:stage1|stage2|machine|privacy|task)((?:\.\w+)+)(?<!\.py)`", TEXTS[where])
+    named = {part for word in words for part in word[1:].split(".")}
+    for block in (block for block in blocks(where) if block.language == "yaml"):
         named |= set(re.findall(r"(?:^|[{,]) *(\w+):(?= )", re.sub(r"#.*", "", block.text), re.MULTILINE))
-    assert named - known == set(), page
+    assert named - known == set(), where
 
 
 def test_every_threat_names_its_test() -> None:
