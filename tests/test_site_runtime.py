@@ -301,6 +301,7 @@ def test_what_the_site_puts_there_is_readable_for_the_other_side(exchange: Excha
     assert all(path.stat().st_mode & 0o077 == 0 for path in exchange.place.home.rglob("*") if not path.is_symlink())
 
 
+@pytest.mark.runs
 def test_it_shows_life_and_progress_while_it_computes(exchange: Exchange) -> None:
     name = exchange.send(message(exchange.place))
     process = exchange.start(CAFE_TINY_SECONDS="8")
@@ -321,6 +322,7 @@ def test_it_shows_life_and_progress_while_it_computes(exchange: Exchange) -> Non
     assert process.wait(20) == 0
 
 
+@pytest.mark.runs
 def test_a_signal_in_the_middle_leaves_nothing_half_done(exchange: Exchange) -> None:
     name = exchange.send(message(exchange.place))
     process = exchange.start(CAFE_TINY_SECONDS="60")
@@ -332,6 +334,7 @@ def test_a_signal_in_the_middle_leaves_nothing_half_done(exchange: Exchange) -> 
     assert reply(exchange.place, exchange.answer_to(name)).status == "ok"
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     "failpoint",
     ["site.before_charge", "site.after_charge", "seal.half_written", "site.after_seal", "site.before_publish", "site.after_publish"],
@@ -429,6 +432,7 @@ def test_one_start_at_a_time(exchange: Exchange) -> None:
     exchange.once()  # a killed one does not stand in the way
 
 
+@pytest.mark.runs
 def test_an_operator_who_takes_his_yes_back_ends_the_start(exchange: Exchange) -> None:
     process, path = exchange.start(), exchange.place.exchange / enrolment.answer_name(exchange.place.info.serial)
     wait_for((exchange.own / "alive.json").exists)
@@ -454,6 +458,7 @@ def test_an_exchange_that_cannot_be_used(exchange: Exchange) -> None:
     assert "CAFE-118" in process.communicate(timeout=30)[0] and process.returncode == 1
 
 
+@pytest.mark.runs
 def test_an_exchange_that_goes_away_and_comes_back(exchange: Exchange) -> None:
     process = exchange.start()
     wait_for((exchange.own / "alive.json").exists)
