@@ -84,7 +84,8 @@ def _command(program: str, folder: Path, ports: list[int], careless: bool) -> li
         "master.telemetry": "false", "master.volumeSizeLimitMB": 64, "volume.max": 100,
     }  # fmt: skip
     options |= {} if careless else {"s3.config": folder / "s3.json"}
-    return [program, "server", *(f"-{name}={value}" for name, value in options.items())]
+    with_us = [found, "--pdeathsig", "KILL"] if (found := shutil.which("setpriv")) else []  # also when the tests are killed
+    return [*with_us, program, "server", *(f"-{name}={value}" for name, value in options.items())]
 
 
 def _identities(server: S3Server) -> list[dict[str, Any]]:
