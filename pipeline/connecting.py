@@ -18,6 +18,7 @@ from cafe_kit.orders import MAX_BYTES
 
 from pipeline.home import home
 from pipeline.vault import Vault
+from server_store.errors import StoreError
 from server_store.site_kits import SiteKit
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def post_answer(kit: SiteKit, data: bytes) -> None:
     store = _object_store() if kit.connection.get("via") == "globus" and not kit.exchange else None
     if store is not None:
         store.put(_key(answer_name(kit.serial)), data)
-        with suppress(CafeError):
+        with suppress(StoreError):  # it is read no more
             store.delete(_key(request_name(kit.serial)))
 
 
