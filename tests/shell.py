@@ -20,7 +20,8 @@ from pathlib import Path
 CTRL_C = "\x03"
 _WIDE = struct.pack("HHHH", 50, 200, 0, 0)  # lines and columns
 
-Typed = tuple[str, str | Callable[[str], None]]  # a question and what is answered; or what somebody else does meanwhile, who saw the screen
+# a question and its answer; or who looks at the screen then, does something elsewhere, and perhaps types what he found
+Typed = tuple[str, str | Callable[[str], str | None]]
 
 
 class Shell:
@@ -141,8 +142,8 @@ def _talk(process: subprocess.Popen[bytes], leader: int, typed: Sequence[Typed],
             at = said.index(left[0][0], at) + len(left[0][0])
             _, answer = left.pop(0)
             if callable(answer):
-                answer(said)
-            else:
+                answer = answer(said)
+            if answer is not None:
                 os.write(leader, answer.encode() if answer == CTRL_C else f"{answer}\n".encode())
         ready, _, _ = select.select([leader], [], [], 0.2)
         try:

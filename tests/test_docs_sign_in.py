@@ -22,20 +22,6 @@ from tests.shell import Shell
 OPERATOR = "docs/operator.md"
 
 
-class Pasted:
-    """What a person copies from Globus's page, once he has seen the address on the screen."""
-
-    def __init__(self, globus: Globus, person: Person) -> None:
-        self._globus, self._person, self._code = globus, person, ""
-
-    def sees(self, said: str) -> None:
-        address = re.findall(r"^http\S+authorize\S+$", said, re.MULTILINE)[-1]
-        self._code = self._globus.code_for(address, self._person)
-
-    def __str__(self) -> str:
-        return self._code
-
-
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "operator" / ".cafe"
@@ -62,8 +48,13 @@ def says(block: Block, said: str) -> str:
     return said
 
 
-def log_in(shell: Shell, text: str, pasted: Pasted) -> str:
-    return shell.run(text, [("\n\n", pasted.sees), ("Code: ", pasted)])  # type: ignore[list-item]
+def log_in(shell: Shell, text: str, globus: Globus, person: Person) -> str:
+    """The person goes to the address on the screen, and copies the code from Globus's page."""
+
+    def pastes(said: str) -> str:
+        return globus.code_for(re.findall(r"^http\S+authorize\S+$", said, re.MULTILINE)[-1], person)
+
+    return shell.run(text, [("Code: ", pastes)])
 
 
 def gets(port: int, path: str, **headers: str) -> tuple[int, str]:
@@ -96,7 +87,7 @@ def test_sign_in_with_globus(shell: Shell, globus: Globus, home: Path) -> None:
     public, own = globus.application("by code"), globus.application("portal", confidential=True)
     ada = globus.person("ada@uni.example")
     block = page.next("cafe globus setup --public")
-    says(block, log_in(shell, block.filled({"PUBLIC_ID": public.id}), Pasted(globus, ada)))
+    says(block, log_in(shell, block.filled({"PUBLIC_ID": public.id}), globus, ada))
     assert shell.run(page.next("cafe operators add").text).count("bob@hospital.example") == 3
     assert [one.username for one in operators.listed(home)] == ["ada@uni.example"]
     block = page.next("cafe globus setup --confidential")
@@ -129,7 +120,7 @@ def test_the_people_of_a_federation(shell: Shell, globus: Globus, home: Path) ->
     shell.run(page.next("cafe members remove").text)
     assert [one.status for one in groups.members(home, "clinic")] == ["active", "removed"]
     block = page.next("cafe globus login --applications")
-    says(block, log_in(shell, block.text, Pasted(globus, ada)))
+    says(block, log_in(shell, block.text, globus, ada))
     assert kits.kit("lab-serial").connection == {"client_id": globus.applications[-1].id}
     kits.close()
     page.ends()
