@@ -120,7 +120,7 @@ def _words(info: KitInfo, wheel_name: str, wheel: bytes) -> dict[str, str]:
         "pythons": " or ".join(PYTHONS),
         "beyond": f"3, {int(PYTHONS[-1].partition('.')[2]) + 1}",
         "leaves": _LEAVES[info.kind],
-        "disk": "1 GB" if info.kind == "cpu" else "15 GB",
+        "disk": "1 GB" if info.kind == "cpu" else "20 GB",
         "gpu_needs": "" if info.kind == "cpu" else ", and a GPU",
         "style": (TEMPLATES / "style.css").read_text(encoding="utf-8"),
         "kind_words": "without a GPU" if info.kind == "cpu" else "with a GPU",
