@@ -6,9 +6,10 @@ Draws what ``pipeline.enrolling`` knows. The words are compared on the server; t
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import streamlit as st
-from cafe_kit.enrolment import JoinRequest
+from cafe_kit.enrolment import JoinRequest, answer_name
 from cafe_kit.orders import MAX_BYTES
 
 from app import dialogs, downloads, frame, kit_globus, widgets
@@ -90,10 +91,12 @@ def decided(kit: SiteKit) -> None:
 def answer(kit: SiteKit) -> None:
     """How what was decided reaches the site."""
     via = kit.connection.get("via")
-    if kit.exchange:
+    if kit.exchange and (Path(kit.exchange) / answer_name(kit.serial)).is_file():
         st.caption("The answer lies in the exchange folder; the site finds it there.")
         return
-    if via == "globus":
+    if kit.exchange:
+        st.caption("The answer is not in the exchange folder: it could not be written there, or was removed.")
+    elif via == "globus":
         st.caption("The answer lies in the object store; the site finds it there.")
     st.link_button("Download the answer", downloads.kit_url(kit.serial, "answer.json"), icon=":material/download:")
     st.caption("To be handed over by hand. The site takes it in with: ./cafe-site join --approval FILE")

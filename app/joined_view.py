@@ -11,7 +11,7 @@ import streamlit as st
 
 from app import dialogs, frame, join_request, kit_form, site_history_view, widgets
 from app.site_form import KINDS
-from pipeline import accounting, connection_check, enrolling, joined_sites
+from pipeline import accounting, connection_check, enrolling, federations, joined_sites
 from pipeline.joined_sites import JoinedSite
 from pipeline.ledger_comparison import Comparison
 from pipeline.site_history import History
@@ -95,6 +95,11 @@ def detail(site: JoinedSite, history: History, comparison: Comparison | None, *,
         if site.kit.request and (site.state in (joined_sites.JOINED, joined_sites.REFUSED)) and not site.served_here:
             join_request.answer(site.kit)  # it may not have come yet
     _facts(site)
+    if site.joined and not drafted:
+        st.warning("It has joined, but the federation's settings do not name it: no run asks it.", icon=":material/person_off:")
+        if st.button("Name it in the settings", key="name-site", icon=":material/add:"):
+            federations.add_joined_site(site.kit.federation, site.name, site.kit.kind)
+            st.rerun()
     if site.joined:
         _check(site)
     if comparison and comparison.agrees:

@@ -36,9 +36,9 @@ class _Watch:
                 self._looked = time.monotonic()
                 self._thread = threading.Thread(target=self._look, daemon=True, name="requests")
                 self._thread.start()
-            thread = self._thread
-        if thread is not None:
-            thread.join(_PATIENCE_S)
+            thread, left = self._thread, self._looked + _PATIENCE_S - time.monotonic()
+        if thread is not None and left > 0:
+            thread.join(left)
 
     def _look(self) -> None:
         try:

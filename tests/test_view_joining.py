@@ -301,6 +301,23 @@ def test_a_site_that_left_can_be_taken_out(site: Site, shared: Path) -> None:
     assert federations.get("clinics").data["sites"] == []
 
 
+def test_a_joined_site_that_the_settings_lost_is_told_and_named_again(site: Site, shared: Path) -> None:
+    _joined(site, shared)
+    federations.save("clinics", {**federations.get("clinics").data, "sites": []})
+    page = _page(site="hpc")
+    assert "do not name it" in page.warning[0].value
+    page = _click(page, "name-site")
+    assert not page.warning and federations.get("clinics").data["sites"] == [{"name": "hpc", "kind": "gpu"}]
+
+
+def test_an_answer_that_did_not_reach_the_folder_can_be_handed_over(site: Site, shared: Path) -> None:
+    _joined(site, shared)
+    (shared / enrolment.answer_name(site.info.serial)).unlink()
+    page = _page(site="hpc")
+    assert "not in the exchange folder" in _told(page)
+    assert f"files/kits/{site.info.serial}/answer.json" in [one.proto.url for one in page.get("link_button")]
+
+
 def test_a_joined_site_without_a_kit_here_is_told(clinics: Federation) -> None:
     federations.add_joined_site("clinics", "hpc", "gpu")
     page = _page(site="hpc")
