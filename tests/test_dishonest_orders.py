@@ -25,7 +25,7 @@ from cafe_kit import enrolment, limits
 from cafe_kit.errors import CafeError
 from cafe_kit.ledger import SiteLedger
 from cafe_kit.orders import Blob, HelloParams, Order, PrivacyTerms, Reply, VoteParams, order_hash, parse, sign, verify
-from cafe_kit.policy import TEMPLATE
+from cafe_kit.policy import TEMPLATE, Policy, load_policy
 from cafe_kit.release import body_to_bytes
 from cafe_kit.seat import REFUSALS, Seat
 from cafe_kit.seat_config import SeatConfig
@@ -303,6 +303,7 @@ ORDERS: dict[str, tuple[Make, str]] = {
     "a device": (adapter_at(lambda world: "/dev/zero"), "CAFE-345"),
     "an address of a file": (adapter_at(lambda world: "file:///etc/passwd"), "CAFE-345"),
     "an address of this network": (adapter_at(lambda world: "http://169.254.169.254/latest/meta-data"), "CAFE-345"),
+    "an address that is none": (adapter_at(lambda world: "http://[::1"), "CAFE-345"),
     "a relative input": (adapter_at(lambda world: "adapter"), "CAFE-345"),
     "no place for an input": (adapter_at(lambda world: ""), "CAFE-345"),
     "a NUL in an input": (adapter_at(lambda world: f"{world.server.folder}/a\0b"), "CAFE-345"),
@@ -516,6 +517,35 @@ def test_a_round_more_than_allowed(world):
 def test_what_the_site_does_not_allow(world, settings, order, code):
     world.allow(**settings)
     refused(world, world.ask(world.order(**order)), code)
+
+
+@pytest.mark.parametrize(
+    ("place", "code"),
+    [
+        ("https://10.0.0.5/admin", "CAFE-345"),
+        ("https://intranet.example.org/adapter", "CAFE-345"),
+        ("http://localhost:1/adapter", "CAFE-345"),
+        ("https://s3.example.org.evil.example/adapter", "CAFE-345"),
+        ("https://evils3.example.org/adapter", "CAFE-345"),
+        ("https://s3.example.org@evil.example/adapter", "CAFE-345"),
+        ("http://127.0.0.1:1/adapter", "CAFE-162"),  # named, and nobody there
+    ],
+)
+def test_only_the_named_hosts_are_asked(world, place, code):
+    """Else the server could learn which hosts the site's own network has, order after order, and for nothing."""
+    world.allow(store_hosts=["s3.example.org", "127.0.0.1"])
+    refused(world, adapter_at(lambda world: place)(world), code)
+    if code == "CAFE-345":  # one that names an account is no link at all
+        refused(world, world.ask(output=place), "CAFE-131" if "@" in place else code)
+    assert load_policy(world.home / "policy.toml").allows_link("https://bucket.s3.example.org:9000/x?X-Amz-Signature=1")
+
+
+def test_a_named_host_more_is_a_raise(world):
+    few, more, any_ = (Policy(store_hosts=hosts) for hosts in (["a.example"], ["a.example", "b.example"], None))
+    assert (
+        limits.raised(few, more) == limits.raised(few, any_) == ["store_hosts"]
+        and limits.raised(any_, few) == limits.raised(more, few) == []
+    )
 
 
 def test_a_paused_site(world):

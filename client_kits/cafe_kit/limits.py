@@ -38,7 +38,7 @@ _GIVES: dict[str, Callable[[Any], float]] = {
     "min_rows": _less,
     "outbox": ("dry-run", "review", "auto").index,
 }
-_LISTS = ("kinds", "trust")  # one word more is a raise
+_LISTS = ("kinds", "trust", "store_hosts")  # one word more is a raise, and no list at all more still
 
 
 def edited(text: str, changes: Mapping[str, Any]) -> str:
@@ -104,7 +104,11 @@ def change(home: Path, changes: Mapping[str, Any], confirmed: Callable[[list[str
 def raised(before: Policy, after: Policy) -> list[str]:
     """The settings that give more away than before."""
     more = [name for name, gives in _GIVES.items() if gives(getattr(after, name)) > gives(getattr(before, name))]
-    return more + [name for name in _LISTS if set(getattr(after, name)) - set(getattr(before, name))]
+    return more + [name for name in _LISTS if _wider(getattr(before, name), getattr(after, name))]
+
+
+def _wider(before: list[str] | None, after: list[str] | None) -> bool:
+    return before is not None and (after is None or bool(set(after) - set(before)))
 
 
 def in_words(value: Any) -> str:

@@ -11,6 +11,7 @@ import tomllib
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -47,6 +48,10 @@ trust = ["server", "local"]
 # and nothing is charged; what would have left is written to outbox/dry-run. It counts for answers made from then on.
 outbox = "auto"
 
+# The only hosts from which this site fetches an order's inputs by a link, and to which it brings an answer by one: its operator's
+# object store. Without this line any host is asked, also one of your own network, and the server learns whether it answers.
+# store_hosts = ["s3.example.org"]
+
 # The most answers to one run.
 max_rounds_per_run = 200
 
@@ -68,6 +73,7 @@ class Policy(BaseModel):
     allow_without_noise: bool = True
     trust: Annotated[list[Literal["server", "local"]], Field(default_factory=lambda: ["server", "local"])]
     outbox: Literal["auto", "review", "dry-run"] = "auto"
+    store_hosts: list[Annotated[str, Field(pattern=r"^[a-z0-9.:-]{1,253}$")]] | None = None
     max_rounds_per_run: Annotated[int, Field(ge=1)] = 200
     min_rows: Annotated[int, Field(ge=1)] = 2
 
@@ -104,6 +110,11 @@ class Policy(BaseModel):
             )
         if spent.answers > self.max_rounds_per_run:
             raise CafeError("CAFE-314", f"This run has asked this site {self.max_rounds_per_run} times, which is the limit.", ask_admin)
+
+    def allows_link(self, url: str) -> bool:
+        """Whether this host may be asked: it is named, or the name of a bucket stands before one that is."""
+        host = urlsplit(url).hostname or ""
+        return self.store_hosts is None or any(host == known or host.endswith(f".{known}") for known in self.store_hosts)
 
     def check_rows(self, rows: int) -> None:
         """Refuse to take part with too few records; the sentence names the limit, not the count.

@@ -21,19 +21,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from cafe_kit import bounds, outgoing, records, results
+from cafe_kit.address import Address
 from cafe_kit.computing import Progress, compute, groups
 from cafe_kit.engine import Engine
 from cafe_kit.errors import CafeError
 from cafe_kit.failpoints import failpoint
 from cafe_kit.ledger import SiteLedger, Spent
-from cafe_kit.links import is_link
-from cafe_kit.orders import PROTOCOL, SERVER_SEATS, Numbers, Order, Reply, Transport, order_hash, sign, verify
+from cafe_kit.orders import Numbers, Order, Reply, Transport, order_hash, parse, sign, verify
 from cafe_kit.outbox import Draft, Outbox, Sealed
 from cafe_kit.policy import Policy, check_not_paused, load_policy
 from cafe_kit.seat_config import SeatConfig
 from cafe_kit.site_home import SiteHome
 from cafe_kit.task import Record, Task
-from cafe_kit.work import INPUTS, KIT_VERSION, PROBE, Work, load_inputs, name_of, read_order
+from cafe_kit.work import KIT_VERSION, Work, load_inputs, name_of, read_order
 
 Answer = tuple[Reply, str]  # and the site's signature over it
 _Outcome = TypeVar("_Outcome")
@@ -72,8 +72,7 @@ class Seat:
             )
         self._source = config.source()
         self._shelf = [Path(folder) for folder in config.shelf]
-        self._task, self._stands_in = config.task, config.stands_in
-        self._reach = None if config.reach is None else [Path(folder).resolve() for folder in config.reach]
+        self._address = Address(config)
         self._server = Ed25519PublicKey.from_public_bytes(bytes.fromhex(config.server.verify_key))
         self._seal_to = X25519PublicKey.from_public_bytes(bytes.fromhex(config.server.seal_key))
         self._read: tuple[tuple[str, Task], list[Record]] | None = None
@@ -98,7 +97,7 @@ class Seat:
         """Let the order in, or answer at once: a refusal, a greeting, or the sealed answer that it already has."""
         order, transport = read_order(order_json, transport_json)
         verify(order, signature, self._server)
-        self._check_address(order, transport)
+        self._address.check(order, transport, self._policy())
         bounds.check(order)
         work = Work(order, order_hash(order), transport)
         check_not_paused(self._home.folder)
@@ -145,34 +144,11 @@ class Seat:
         else:
             self._home.log("refused", code=error.code, sentence=error.message[:500])
         status: Literal["refused", "failed"] = "refused" if error.code in REFUSALS else "failed"
-        return self._signed(Reply(name_of(order_json), self._asked(order_json), status, code=error.code, sentence=_told(error)))
-
-    def _check_address(self, order: Order, transport: Transport) -> None:
-        """Whether the order is for this site, in this protocol, and refers to what its kind may refer to."""
-        if order.protocol != PROTOCOL:
-            raise CafeError("CAFE-103", f"The order speaks protocol {order.protocol}, this kit speaks {PROTOCOL}.", "Update the older one.")
-        proxy = self._stands_in and order.kind == "train" and order.site.startswith(SERVER_SEATS) and order.privacy.mechanism == "none"
-        if order.site != self.site and not proxy:
-            raise CafeError("CAFE-104", "The order is for another site.", "Check which site this kit was made for.")
-        wanted = INPUTS[order.kind] | ({"records"} if proxy else set()) | (PROBE.get(order.kind, set()) & order.inputs.keys())
-        if set(order.inputs) != wanted or set(transport.inputs) != wanted:
-            raise CafeError("CAFE-105", f"These are not the inputs of a {order.kind} order.", "Kit and server must be of one version.")
-        if not self._is_agreed(order.task):
-            raise CafeError("CAFE-344", "The order is about another task than the one that this site joined for.", "Make a new kit for it.")
-        if not all(is_link(where) or self._reaches(where) for where in transport.inputs.values()):
-            raise CafeError("CAFE-345", "An input lies where this site does not look.", "Check the server's exchange folder.")
-        if order.kind not in ("hello", "result") and not self._may_write(transport.output):
-            raise CafeError(
-                "CAFE-131",
-                "The answer may not be put there: it is no absolute path, or the site's own folder or data.",
-                "Check the server's exchange folder.",
-            )
-
-    def _asked(self, order_json: Any) -> str:
-        """In whose name an order is refused: a proxy's, where this seat stands in for it, else the site's own."""
-        site = order_json.get("site") if self._stands_in and isinstance(order_json, dict) else None
-        fits = isinstance(site, str) and site.startswith(SERVER_SEATS) and len(site) <= 64 and site.isprintable()
-        return str(site) if fits else self.site
+        try:
+            site = self._address.in_whose_name(parse(Order, order_json))
+        except CafeError:
+            site = self.site
+        return self._signed(Reply(name_of(order_json), site, status, code=error.code, sentence=_told(error)))
 
     def _check_policy(self, order: Order, spent: Spent) -> None:
         """What the admin allows *now*: a limit that was lowered, or a pause, counts for an order that is already being computed."""
@@ -199,27 +175,6 @@ class Seat:
         self._outbox.check_free(sealed.reply.order_hash)
         self._outbox.publish(sealed, transport.output)
         return sealed.reply, sealed.signature
-
-    def _is_agreed(self, task: Task) -> bool:
-        """Other labels would ask other questions of the data: which label a record does not have is an answer, too."""
-        return self._task is None or (task.kind, sorted(task.labels)) == (self._task.kind, sorted(self._task.labels))
-
-    def _reaches(self, where: str) -> bool:
-        if self._reach is None:
-            return True
-        try:
-            place = Path(where).resolve()
-        except (OSError, RuntimeError, ValueError):  # a loop of links, a NUL
-            return False
-        return any(folder in place.parents for folder in self._reach)
-
-    def _may_write(self, output: str) -> bool:
-        if not output or is_link(output):
-            return True
-        if "\0" in output or not Path(output).is_absolute() or not self._reaches(output):
-            return False
-        place = Path(output).resolve()
-        return place != self._source.path.resolve() and self._home.folder.resolve() not in place.parents
 
     def _sealed_before(self, work: Work) -> Sealed | None:
         """The answer that this order already has, also one that a crash left one step before its end."""

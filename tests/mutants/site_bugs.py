@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from cafe_kit import outbox, outgoing, policy, seat
+from cafe_kit.address import Address
 from cafe_kit.ledger import SiteLedger, Spent
 from cafe_kit.orders import Order
 from cafe_kit.outbox import Outbox
@@ -116,7 +117,7 @@ def a_release_is_known_by_its_order_alone(patch: Patch) -> None:
 
 
 def labels_taken_from_the_order(patch: Patch) -> None:
-    patch.setattr(Seat, "_is_agreed", lambda self, task: True)
+    patch.setattr(Address, "_is_agreed", lambda self, task: True)
 
 
 def errors_of_the_data_told_to_everybody(patch: Patch) -> None:
@@ -124,7 +125,7 @@ def errors_of_the_data_told_to_everybody(patch: Patch) -> None:
 
 
 def paths_followed_wherever_they_lead(patch: Patch) -> None:
-    patch.setattr(Seat, "_reaches", lambda self, where: True)
+    patch.setattr(Address, "_reaches", lambda self, where: True)
 
 
 def cost_of_a_release_forgotten(patch: Patch) -> None:
