@@ -6,6 +6,7 @@ Draws what ``pipeline.joined_sites`` and ``pipeline.site_history`` say; the dial
 from __future__ import annotations
 
 import time
+from typing import Literal
 
 import streamlit as st
 
@@ -60,11 +61,12 @@ def who_asks(site: JoinedSite, of: str = "") -> None:
     st.markdown(f"{mark} **{widgets.plain(site.name)}** asks to join{where} · {widgets.plain(who)}")
 
 
-def call(site: JoinedSite) -> None:
-    """The same, with the way to decide."""
+def call(site: JoinedSite, *, first: bool) -> None:
+    """The same, with the way to decide; ``first``: of several, what is to be done next."""
     with st.container(border=True, key=f"asks {site.kit.serial}"):
         who_asks(site)
-        if st.button("Look at its request", type="primary", key=f"request {site.kit.serial}", icon=":material/badge:"):
+        kind: Literal["primary", "secondary"] = "primary" if first else "secondary"
+        if st.button("Look at its request", type=kind, key=f"request {site.kit.serial}", icon=":material/badge:"):
             dialogs.ask("request", site.kit.serial)
 
 

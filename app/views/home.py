@@ -6,6 +6,7 @@ Draws what ``pipeline.journey`` and ``pipeline.overview`` say; the buttons lead 
 from __future__ import annotations
 
 from contextlib import closing
+from typing import Literal
 
 import streamlit as st
 
@@ -269,12 +270,11 @@ def _needs(store: Desk, now: Journey, kits: SiteKits) -> None:
     if not found and not asking:
         return
     st.subheader(f"Needs you ({len(found) + len(asking)})", anchor=False)
-    for kit in asking:
+    for number, kit in enumerate(asking):
         with st.container(border=True, key=f"asks {kit.serial}"):
             joined_view.who_asks(joined_sites.look(kit), of=kit.federation)
-            if st.button(
-                "Look at its request", key=f"request {kit.serial}", icon=":material/badge:", type="secondary" if now.seen else "primary"
-            ):
+            kind: Literal["primary", "secondary"] = "secondary" if now.seen or number else "primary"
+            if st.button("Look at its request", key=f"request {kit.serial}", icon=":material/badge:", type=kind):
                 frame.open_federation(kit.federation)
                 dialogs.prepare("request", kit.serial)
                 _go("sites")

@@ -110,9 +110,8 @@ def _live(name: str, every: float) -> None:
             st.rerun()  # a run began or ended, a site asks: look more or less often
         for number, error in enumerate(wrong):
             widgets.failure_card(error, f"request {number}")
-        for site in joined.values():
-            if site.waits:
-                joined_view.call(site)
+        for number, site in enumerate(site for site in joined.values() if site.waits):
+            joined_view.call(site, first=number == 0)
         here = {str(site["name"]): site for site in federation.data.get("sites") or []}
         shown = [*here, *(site for site in joined if site not in here and joined[site].open)]
         if shown:
@@ -134,6 +133,8 @@ def _listed(store: Desk, federation: Federation, here: dict[str, Any], joined: d
         else _row(here[name], histories[name], now, checks[name], demo=federation.is_demo)
         for name in names
     ]
+    if not far:
+        rows = [{name: value for name, value in row.items() if name != "Kit"} for row in rows]
 
     def choose() -> None:
         picked = st.session_state["sites-list"]["selection"]["rows"]
@@ -173,6 +174,7 @@ def _row(site: dict[str, Any], history: History, now: dict[str, SiteNow], check:
         "Records": local_view.records(check) if site.get("data") else "",
         "Privacy spent": history.spent,
         "Its own limit": _limit(history.limit),
+        "Kit": "",
     }
 
 
