@@ -39,6 +39,13 @@ def test_what_is_left_out_in_ci_is_red(tmp_path: Path, name: str, ci: str, worke
     (tmp_path / "test_it.py").write_text(TESTS[name] + "\n")
     (tmp_path / "test_other.py").write_text("def test_c(): pass\n")
     command = [sys.executable, "-m", "pytest", "-q", "-n", workers, str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "CAFE_CI": ci, "PYTHONPATH": str(HERE.parent)}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "CAFE_CI": ci, "PYTHONPATH": str(HERE.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == code, done.stdout + done.stderr
     assert ("no browser" in done.stdout.partition("left out although CAFE_CI=1")[2]) == bool(code)
