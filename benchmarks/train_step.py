@@ -151,7 +151,7 @@ class Ours:
         self.base.set_adapter(self.adapter, PARAMS.lora_alpha)
         for tensor in self.base.adapters.parameters().values():
             tensor.requires_grad_(True)
-        return backward(self.base, batch)
+        return backward(self.base, batch, sum(len(answer) for _, answer in batch))
 
     def rate(self, pairs: Sequence[Pair], steps: int, seed: int, clock: Callable[[], float]) -> float:
         """Real tokens per second over the steps after the first."""

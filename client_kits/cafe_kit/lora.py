@@ -8,7 +8,6 @@ the base model's type, on float32 master weights, and what it trains is loaded b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -56,69 +55,92 @@ class LoraLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.A is None or self.B is None:
             return self.base(x)
-        return _Product.apply(x, self.base.weight, self.base.bias, [slice(0, self.base.out_features)], [self.scale], self.A, self.B)
+        return _Graph.apply(x, Product([self]), self.A, self.B)
 
 
-def stacked_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, layers: Sequence[nn.Module]) -> torch.Tensor:
-    """What the layers make of the same ``x``, side by side, by one product; ``weight`` and ``bias`` are theirs, stacked."""
-    outputs, scales, pairs, start = [], [], [], 0
-    for layer in layers:
-        base = layer.base if isinstance(layer, LoraLinear) else layer
-        stop = start + len(base.weight)  # type: ignore[arg-type]
-        if isinstance(layer, LoraLinear) and layer.A is not None and layer.B is not None:
-            outputs.append(slice(start, stop))
-            scales.append(layer.scale)
-            pairs += [layer.A, layer.B]
-        start = stop
-    return _Product.apply(x, weight, bias, outputs, scales, *pairs) if pairs else F.linear(x, weight, bias)
+class Product:
+    """Linear layers with the same input as one product, with the pairs that they have: ``LoraLinear``'s formula, and its gradients.
 
+    All A are stacked, all B lie in one matrix, each in its rows and columns, with alpha / r multiplied in:
 
-class _Product(torch.autograd.Function):
-    """``LoraLinear``'s formula for one or several layers with the same input, and its gradients.
+        low = x Aᵀ       y = x Wᵀ + b + low Bᵀ
+        dlow = dy B      dx = dy W + dlow A      dA = dlowᵀ x      dB = dyᵀ low
 
-    ``outputs`` and ``scales``: of each adapted layer, its rows of the stacked weight, and alpha / r; ``pairs``: its A and B. All
-    A are stacked, all B lie in one matrix, each in its rows and columns. The weight is frozen and has no gradient; A and B get
-    theirs in float32.
+    ``weight`` and ``bias``, those of the layers, stacked, are frozen.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        outputs: Sequence[slice],
-        scales: Sequence[float],
-        *pairs: torch.Tensor,
-    ) -> torch.Tensor:
-        ranks = [len(one) for one in pairs[::2]]
-        rank = sum(ranks)
-        a, b = torch.cat([one.to(x.dtype) for one in pairs[::2]]), weight.new_zeros((len(weight), rank))
-        columns = [slice(end - width, end) for end, width in zip(accumulate(ranks), ranks, strict=True)]
-        for rows, column, scale, one in zip(outputs, columns, scales, pairs[1::2], strict=True):
-            torch.mul(one, scale, out=b[rows, column])
-        ctx.places = list(zip(outputs, columns, scales, strict=True))
-        y, low = F.linear(x, weight, bias), F.linear(x, a)
-        y.view(-1, len(b)).addmm_(low.view(-1, rank), b.t())
-        ctx.save_for_backward(x, weight, a, b, low)
+    def __init__(self, layers: Sequence[Any], weight: torch.Tensor | None = None, bias: torch.Tensor | None = None) -> None:
+        bases: list[nn.Linear] = [layer.base if isinstance(layer, LoraLinear) else layer for layer in layers]
+        self.weight: torch.Tensor = bases[0].weight if weight is None else weight
+        self.bias: torch.Tensor | None = bases[0].bias if weight is None else bias
+        self.pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
+        self._places: list[tuple[slice, slice, float]] = []  # rows of the weight, columns of B, alpha / r
+        rows = ranks = 0
+        for layer, base in zip(layers, bases, strict=True):
+            if isinstance(layer, LoraLinear) and layer.A is not None and layer.B is not None:
+                self.pairs.append((layer.A, layer.B))
+                self._places.append((slice(rows, rows + len(layer.B)), slice(ranks, ranks + len(layer.A)), layer.scale))
+                ranks += len(layer.A)
+            rows += base.out_features
+        if self.pairs:
+            self._stack(rows, ranks)
+
+    @torch.no_grad()
+    def _stack(self, rows: int, ranks: int) -> None:
+        self.a = torch.cat([a for a, _ in self.pairs]).to(self.weight.dtype)
+        b = self.pairs[0][1].new_zeros((rows, ranks))
+        for (outputs, columns, scale), (_, one) in zip(self._places, self.pairs, strict=True):
+            torch.mul(one, scale, out=b[outputs, columns])
+        self.b = b.to(self.weight.dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (rows, inputs)."""
+        y = F.linear(x, self.weight, self.bias)
+        if self.pairs:
+            self.x, self.low = x, F.linear(x, self.a)
+            y.addmm_(self.low, self.b.t())
         return y
+
+    def backward(self, grad: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
+        """The input's gradient, added to ``onto``, which it overwrites."""
+        self.note(grad)
+        d_x = grad @ self.weight if onto is None else onto.addmm_(grad, self.weight)
+        return d_x.addmm_(self.d_low, self.a) if self.pairs else d_x
+
+    def note(self, grad: torch.Tensor) -> None:
+        """Instead of ``backward`` where the input needs no gradient: what ``gradients`` asks for."""
+        if self.pairs:
+            self.grad, self.d_low = grad, grad @ self.b
+
+    def gradients(self) -> dict[torch.Tensor, torch.Tensor]:
+        """Of every A and B that wants one, in float32. Asked for once all products are through: small operations in a row are faster."""
+        found: dict[torch.Tensor, torch.Tensor] = {}
+        if any(a.requires_grad for a, _ in self.pairs):
+            d_a = (self.d_low.t() @ self.x).float()
+            found.update((a, d_a[columns]) for (_, columns, _), (a, _) in zip(self._places, self.pairs, strict=True))
+        if any(b.requires_grad for _, b in self.pairs):
+            d_b = (self.grad.t() @ self.low).float()
+            found.update((b, d_b[place[:2]] * place[2]) for place, (_, b) in zip(self._places, self.pairs, strict=True))
+        return found
+
+
+class _Graph(torch.autograd.Function):
+    """One ``Product`` as a node of PyTorch's graph, for models that ``packed`` does not know; ``pairs`` only announce themselves."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, product: Product, *pairs: torch.Tensor) -> torch.Tensor:
+        ctx.product, ctx.pairs, ctx.shape = product, pairs, x.shape
+        return product.forward(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        x, weight, a, b, low = ctx.saved_tensors
-        grad = grad.contiguous()
-        flat, d_low, d_x = grad.view(-1, len(b)), grad @ b, None
-        d_low = d_low.view(-1, len(a))
+        d_x = None
         if ctx.needs_input_grad[0]:
-            d_x = grad @ weight
-            d_x.view(-1, x.shape[-1]).addmm_(d_low, a)
-        d_a = (d_low.t() @ x.reshape(-1, x.shape[-1])).float() if any(ctx.needs_input_grad[5::2]) else None
-        d_b = (low.view(-1, len(a)).t() @ flat).float() if any(ctx.needs_input_grad[6::2]) else None
-        gradients: list[torch.Tensor | None] = []
-        for rows, column, scale in ctx.places:
-            gradients.append(None if d_a is None else d_a[column])
-            gradients.append(None if d_b is None else d_b[column, rows].t().mul(scale))
-        return d_x, None, None, None, None, *gradients
+            d_x = ctx.product.backward(grad.reshape(-1, grad.shape[-1])).view(ctx.shape)
+        else:
+            ctx.product.note(grad.reshape(-1, grad.shape[-1]))
+        found = ctx.product.gradients()
+        return d_x, None, *(found.get(part) for part in ctx.pairs)
 
 
 def module_pairs(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
