@@ -47,7 +47,10 @@ class HostileModels(TinyModels):
 
 
 class PatientEngine(TinyEngine):
-    """Hurries through all that comes before the second federated round, and takes ``CAFE_TINY_SECONDS`` a step from there on."""
+    """Hurries through all that comes before the second federated round, and takes ``CAFE_TINY_SECONDS`` a step from there on.
+
+    While the file ``CAFE_TINY_HELD`` exists, that round does not end: what is true only in the middle of one stays true.
+    """
 
     def vote(self, *asked: Any) -> Any:
         self._pause = 0.0
@@ -55,6 +58,8 @@ class PatientEngine(TinyEngine):
 
     def train(self, params: Any, task: Any, base_model: Any, adapter: Any, shards: Any, round: int, progress: Any) -> Any:
         self._pause = float(os.environ.get("CAFE_TINY_SECONDS", "0")) if round > 1 else 0.0
+        while round > 1 and Path(os.environ.get("CAFE_TINY_HELD", "/nowhere")).exists():
+            time.sleep(0.05)
         return super().train(params, task, base_model, adapter, shards, round, progress)
 
 
@@ -96,6 +101,10 @@ class Scene:
         folders = [last.parent / "attempt-1" / "round-0", last]
         return [hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest() for folder in folders]
 
+    def lets_go(self) -> None:
+        """The round that is held may end."""
+        (self.home / "held").unlink()
+
     def ends(self) -> None:
         """Kills what still runs on behalf of this home."""
         if isinstance(self.federation, Joined):
@@ -120,10 +129,12 @@ def draft(folder: Path, **settings: Any) -> Scene:
     return Scene("draft", tiny.home, tiny.environment, tiny)
 
 
-def running(folder: Path, *, seconds: str = SLOW_S, **settings: Any) -> Scene:
-    """In the second stage, a score is there already, and sites are at work."""
+def running(folder: Path, *, seconds: str = SLOW_S, held: bool = False, **settings: Any) -> Scene:
+    """In the second stage, a score is there already, and sites are at work. ``held``: until ``lets_go``, on the second round."""
     scene = draft(folder, **{"stage2": LONG, **settings})
-    scene.environment["CAFE_KIT_ENGINE"] = "tests.scenes:PatientEngine"
+    scene.environment |= {"CAFE_KIT_ENGINE": "tests.scenes:PatientEngine", "CAFE_TINY_HELD": str(scene.home / "held")}
+    if held:
+        (scene.home / "held").touch()
     return _work(scene, "running", lambda: scene.rounds_scored() >= 1, CAFE_TINY_SECONDS=seconds)
 
 

@@ -102,7 +102,7 @@ class BaseModel:
             layout = packed.Layout(rows, min(len(prompt) for prompt, _ in pairs) - 1)
             asked = torch.tensor([layout.at(row, position) for row, position in wanted])
             hidden = packed.hidden_states(self.model, layout, asked)
-            return packed.TokenLoss.apply(hidden, self.model.lm_head.weight, targets)
+            return packed.TokenLoss.apply(hidden, self.model.lm_head.frozen, targets)
         logits = self.logits_at(self._padded(rows, width), [row * width + position for row, position in wanted])
         return F.cross_entropy(logits.float(), targets, reduction="none")
 

@@ -68,16 +68,20 @@ class Attention:
 
 
 class Gated:
-    """``silu(gate) up`` (Shazeer 2020, SwiGLU)."""
+    """``silu(gate) up`` (Shazeer 2020, SwiGLU); gate and up lie side by side, (rows, 2 x inner)."""
 
-    def forward(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        self.gate, self.up, self.silu = gate, up, F.silu(gate)
-        return self.silu * up
+    def forward(self, both: torch.Tensor) -> torch.Tensor:
+        self.both, self.silu = both, F.silu(both.chunk(2, 1)[0])
+        return self.silu * both.chunk(2, 1)[1]
 
-    def backward(self, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gradients of gate and up."""
-        d_up = grad * self.silu
-        return torch.ops.aten.silu_backward(grad.mul_(self.up), self.gate), d_up
+    def backward(self, grad: torch.Tensor) -> torch.Tensor:
+        """The gradients, side by side too."""
+        gate, up = self.both.chunk(2, 1)
+        found = torch.empty_like(self.both)
+        d_gate, d_up = found.chunk(2, 1)
+        torch.mul(grad, self.silu, out=d_up)
+        torch.ops.aten.silu_backward(grad.mul_(up), gate, grad_input=d_gate)
+        return found
 
 
 class Layer:
@@ -89,11 +93,13 @@ class Layer:
     def __init__(self, layer: Any, plan: Plan, asked: torch.Tensor | None) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.norms = Norm(layer.input_layernorm), Norm(layer.post_attention_layernorm)
-        self.qkv = Product([attention.q_proj, attention.k_proj, attention.v_proj], attention.qkv_weight, attention.qkv_bias)
-        self.out, self.gate, self.up, self.down = (Product([one]) for one in (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+        self.qkv = Product([attention.q_proj, attention.k_proj, attention.v_proj], layer.frozen["qkv"])
+        self.out = Product([attention.o_proj], layer.frozen["out"])
+        self.gate_up = Product([mlp.gate_proj, mlp.up_proj], layer.frozen["gate_up"])
+        self.down = Product([mlp.down_proj], layer.frozen["down"])
         self.attention, self.gated = Attention(plan, attention.scaling), Gated()
-        self.products = (self.qkv, self.out, self.gate, self.up, self.down)
-        self.asked, self.tokens, self.dtype = asked, plan.tokens, self.qkv.weight.dtype
+        self.products = (self.qkv, self.out, self.gate_up, self.down)
+        self.asked, self.tokens, self.dtype = asked, plan.tokens, self.qkv.frozen.weight.dtype
 
     def trained(self) -> list[torch.nn.Parameter]:
         """The parts of its adapters that want a gradient."""
@@ -105,12 +111,12 @@ class Layer:
             x, mixed = x[self.asked], mixed[self.asked]
         x = x + self.out.forward(mixed)
         y = self.norms[1].forward(x)
-        return x + self.down.forward(self.gated.forward(self.gate.forward(y), self.up.forward(y)))
+        return x + self.down.forward(self.gated.forward(self.gate_up.forward(y)))
 
     def backward(self, stream: torch.Tensor, lowest: bool) -> torch.Tensor:
         """The gradient of the layer's input from that of its output, which is overwritten. ``lowest``: nobody below asks for it."""
-        d_gate, d_up = self.gated.backward(self.down.backward(stream.to(self.dtype, copy=True)))
-        self.norms[1].backward(self.up.backward(d_up, onto=self.gate.backward(d_gate)), stream)
+        d_both = self.gated.backward(self.down.backward(stream.to(self.dtype, copy=True)))
+        self.norms[1].backward(self.gate_up.backward(d_both), stream)
         d_mixed = self.out.backward(stream.to(self.dtype, copy=True))
         if self.asked is not None:
             stream, d_mixed = (one.new_zeros((self.tokens, one.shape[1])).index_add_(0, self.asked, one) for one in (stream, d_mixed))

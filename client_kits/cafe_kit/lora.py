@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cafe_kit.errors import CafeError
+from cafe_kit.frozen import Frozen
 
 PREFIX = "base_model.model."
 _SUFFIX_A, _SUFFIX_B = ".lora_A.weight", ".lora_B.weight"
@@ -55,7 +56,12 @@ class LoraLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.A is None or self.B is None:
             return self.base(x)
-        return _Graph.apply(x, Product([self]), self.A, self.B)
+        return _Graph.apply(x, Product([self], Frozen([self.base])), self.A, self.B)
+
+
+def plain(layer: nn.Linear | LoraLinear) -> nn.Linear:
+    """The frozen layer, whether or not there is a place for a pair on it."""
+    return layer.base if isinstance(layer, LoraLinear) else layer
 
 
 class Product:
@@ -66,45 +72,43 @@ class Product:
         low = x Aᵀ       y = x Wᵀ + b + low Bᵀ
         dlow = dy B      dx = dy W + dlow A      dA = dlowᵀ x      dB = dyᵀ low
 
-    ``weight`` and ``bias``, those of the layers, stacked, are frozen.
+    ``frozen``: W and b of these layers.
     """
 
-    def __init__(self, layers: Sequence[Any], weight: torch.Tensor | None = None, bias: torch.Tensor | None = None) -> None:
-        bases: list[nn.Linear] = [layer.base if isinstance(layer, LoraLinear) else layer for layer in layers]
-        self.weight: torch.Tensor = bases[0].weight if weight is None else weight
-        self.bias: torch.Tensor | None = bases[0].bias if weight is None else bias
+    def __init__(self, layers: Sequence[Any], frozen: Frozen) -> None:
+        self.frozen = frozen
         self.pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
         self._places: list[tuple[slice, slice, float]] = []  # rows of the weight, columns of B, alpha / r
         rows = ranks = 0
-        for layer, base in zip(layers, bases, strict=True):
+        for layer in layers:
             if isinstance(layer, LoraLinear) and layer.A is not None and layer.B is not None:
                 self.pairs.append((layer.A, layer.B))
                 self._places.append((slice(rows, rows + len(layer.B)), slice(ranks, ranks + len(layer.A)), layer.scale))
                 ranks += len(layer.A)
-            rows += base.out_features
+            rows += plain(layer).out_features
         if self.pairs:
             self._stack(rows, ranks)
 
     @torch.no_grad()
     def _stack(self, rows: int, ranks: int) -> None:
-        self.a = torch.cat([a for a, _ in self.pairs]).to(self.weight.dtype)
+        self.a = torch.cat([a for a, _ in self.pairs]).to(self.frozen.weight.dtype)
         b = self.pairs[0][1].new_zeros((rows, ranks))
         for (outputs, columns, scale), (_, one) in zip(self._places, self.pairs, strict=True):
             torch.mul(one, scale, out=b[outputs, columns])
-        self.b = b.to(self.weight.dtype)
+        self.b = b.to(self.frozen.weight.dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (rows, inputs)."""
-        y = F.linear(x, self.weight, self.bias)
+        y = self.frozen.times(x)
         if self.pairs:
             self.x, self.low = x, F.linear(x, self.a)
             y.addmm_(self.low, self.b.t())
         return y
 
-    def backward(self, grad: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
-        """The input's gradient, added to ``onto``, which it overwrites."""
+    def backward(self, grad: torch.Tensor) -> torch.Tensor:
+        """The input's gradient."""
         self.note(grad)
-        d_x = grad @ self.weight if onto is None else onto.addmm_(grad, self.weight)
+        d_x = self.frozen.back(grad)
         return d_x.addmm_(self.d_low, self.a) if self.pairs else d_x
 
     def note(self, grad: torch.Tensor) -> None:

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from cafe_kit.frozen import Frozen
 from cafe_kit.layer import Layer, Norm
 from cafe_kit.layout import Layout, Plan
-from cafe_kit.lora import Product
+from cafe_kit.lora import Product, plain
 
 _KNOWN = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"}
+MAX_BLOCKS = 1 << 30  # bytes of all layers' weights that are kept in blocks too; the products of larger models gain little by it
 MAX_LENGTH = 512  # tokens in a row; the table of scores of longer rows would be too large
 
 
@@ -33,16 +35,21 @@ def fits(model: Any, longest: int) -> bool:
 
 
 def prepare(model: Any) -> None:
-    """Lay the weights of each layer's query, key and value projections end to end, each becoming a view: no memory is added."""
+    """Gather each layer's frozen weights as its pass wants them: those with the same input are laid end to end."""
     if not fits(model, 1):
         return
-    for layer in model.model.layers:
-        attention = layer.self_attn
-        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        attention.qkv_weight = torch.cat([projection.weight.data for projection in projections])
-        attention.qkv_bias = None if attention.q_proj.bias is None else torch.cat([projection.bias.data for projection in projections])
-        for projection, rows in zip(projections, attention.qkv_weight.split([len(p.weight) for p in projections]), strict=True):
-            projection.weight.data = rows
+    layers = model.model.layers
+    blocks = sum(weight.nbytes for weight in layers.parameters()) <= MAX_BLOCKS
+    for layer in layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        parts = {
+            "qkv": [attention.q_proj, attention.k_proj, attention.v_proj],
+            "out": [attention.o_proj],
+            "gate_up": [mlp.gate_proj, mlp.up_proj],
+            "down": [mlp.down_proj],
+        }
+        layer.frozen = {name: Frozen([plain(one) for one in part], blocks) for name, part in parts.items()}
+    model.lm_head.frozen = Frozen([model.lm_head], blocks)
 
 
 def hidden_states(model: Any, layout: Layout, asked: torch.Tensor) -> torch.Tensor:
@@ -96,16 +103,15 @@ class TokenLoss(torch.autograd.Function):
     """Negative log-likelihood of target tokens, (rows,) float32, from the frozen output layer's input (rows, hidden)."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logprobs = F.linear(x, weight).float().log_softmax(-1)
+    def forward(ctx: Any, x: torch.Tensor, head: Frozen, targets: torch.Tensor) -> torch.Tensor:
+        logprobs = head.times(x).float().log_softmax(-1)
         loss = -logprobs.gather(1, targets[:, None])[:, 0]
         if ctx.needs_input_grad[0]:
             error = logprobs.exp_()
             error[torch.arange(len(targets)), targets] -= 1.0  # in float32: where the target is nearly certain, little is left
-            ctx.save_for_backward(error.to(x.dtype), weight)
+            ctx.head, ctx.error = head, error.to(x.dtype)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        error, weight = ctx.saved_tensors
-        return (error @ weight).mul_(grad[:, None].to(weight.dtype)), None, None
+        return ctx.head.back(ctx.error).mul_(grad[:, None].to(ctx.error.dtype)), None, None
