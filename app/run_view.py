@@ -22,6 +22,7 @@ More = Callable[[Desk, Overview], None]
 
 _LOG_BYTES = 20_000
 _EVENTS = 30
+_DOUBTS = 5
 
 
 def watch(run_id: str, key: str, *, details: bool = True, more: More | None = None) -> None:
@@ -45,6 +46,7 @@ def _panel(run_id: str, key: str, details: bool, was_running: bool, more: More |
         buttons(seen, key)
         if seen.run.active or any(site.doing for site in seen.sites):
             sites_table(seen)
+        doubts(store, run_id)
         if more:
             more(store, seen)
         curve(seen)
@@ -162,6 +164,16 @@ def _doing(site: SiteNow, active: bool) -> str:
     return words.get(site.doing, site.doing)
 
 
+def doubts(store: Desk, run_id: str) -> None:
+    """What was odd about updates that were taken, the newest first: for the operator, since it may depend on un-noised numbers."""
+    found = [event for event in store.events(run_id) if event.confidential][::-1]
+    if found:
+        lines = [f"- **{widgets.plain(event.site or '')}**: {widgets.plain(event.text)}" for event in found[:_DOUBTS]]
+        more = [f"- {len(found) - _DOUBTS} more under *Events*"] if len(found) > _DOUBTS else []
+        told = "These updates were taken and are odd. It is for you alone: no export says it."
+        st.warning("\n".join([told, "", *lines, *more]), icon=":material/troubleshoot:")
+
+
 def curve(seen: Overview) -> None:
     """The score after each round, on the public test set, with the best one marked."""
     points = [score for score in seen.scores if score.round is not None]
@@ -216,7 +228,7 @@ def events(store: Desk, run_id: str) -> None:
         column_config={"what": st.column_config.TextColumn(width="large")},
     )
     if len(found) > _EVENTS:
-        st.caption(f"The last {_EVENTS} of {len(found)} events. All of them are in the export.")
+        st.caption(f"The last {_EVENTS} of {len(found)} events. The export has all that are not for you alone.")
 
 
 def log_tail(seen: Overview) -> None:

@@ -74,7 +74,7 @@ def _put(store: ObjectStore, run_id: str, name: str, data: bytes) -> Kept:
 
 
 def _figures(rows: Store, run_id: str) -> dict[str, bytes]:
-    events = ({"time": one.time, "level": one.level, "site": one.site, "text": one.text} for one in rows.events(run_id))
+    events = ({"time": one.time, "level": one.level, "site": one.site, "text": one.text} for one in rows.public_events(run_id))
     return {"metrics.jsonl": _lines(asdict(one) for one in rows.metrics(run_id)), "events.jsonl": _lines(events)}
 
 

@@ -74,7 +74,9 @@ def export(store: Store, run_id: str, to: Path | None = None) -> Path:
     entries["lock.json"] = kept if kept.is_file() else reproduction.lock(made, store)
     entries["REPRODUCE.md"] = reproduction.instructions(made).encode()
     entries["metrics.jsonl"] = _lines(asdict(metric) for metric in store.metrics(run_id))
-    entries["events.jsonl"] = _lines({"time": e.time, "level": e.level, "site": e.site, "text": e.text} for e in store.events(run_id))
+    entries["events.jsonl"] = _lines(
+        {"time": e.time, "level": e.level, "site": e.site, "text": e.text} for e in store.public_events(run_id)
+    )
     if to is None:
         return _kept(made, f"{run_id}-export.zip", entries, sums=True)
     write(to, entries, sums=True)

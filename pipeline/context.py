@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from cafe_kit.orders import Blob
 
+from pipeline.doubts import Doubts
 from pipeline.evaluation import Scores
 from pipeline.keys import ServerKeys
 from pipeline.models import ModelFolder
@@ -91,6 +92,7 @@ class RunContext:
     embedder: ModelFolder | None
     command: Callable[[], str | None]
     site_keys: dict[str, str]  # site → public key, as shown first
+    doubts: Doubts = field(default_factory=Doubts)
     _seconds: dict[str, float] = field(default_factory=dict)
     _at_sites: dict[str, tuple[str, float]] = field(default_factory=dict)
 
@@ -120,6 +122,11 @@ class RunContext:
 
     def say(self, text: str, *, level: str = "info", site: str | None = None) -> None:
         self.store.event(self.run, text, level=level, site=site)
+
+    def warn_operator(self, text: str, site: str) -> None:
+        """A warning for the operator alone; once, also where a round is asked again."""
+        if not any(event.site == site and event.text == text for event in self.store.events(self.run)):
+            self.store.event(self.run, text, level="warning", site=site, confidential=True)
 
     def progress(self, phase: str) -> Progress:
         """A callback that writes (done, of) of this phase, at most four times a second."""

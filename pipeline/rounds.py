@@ -173,6 +173,9 @@ def _receive(ctx: RunContext, asked: Round, answer: Answer) -> _Body | None:
         return None
     if body_limits.is_longer(order, body):
         ctx.say(f"{order.kind} of round {order.round}: not clipped as agreed; it is clipped here", level="warning", site=order.site)
+    if doubt := ctx.doubts.about(order, body):
+        again = f" of attempt {order.attempt}" if order.attempt > 1 else ""
+        ctx.warn_operator(f"{order.kind} of round {order.round}{again}: {doubt}", order.site)
     return _Body(body, sha256, numbers.records or 0)
 
 

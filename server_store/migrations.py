@@ -72,7 +72,12 @@ def _m4(db: sqlite3.Connection) -> None:
     db.execute("ALTER TABLE site_kits ADD COLUMN seen TEXT NOT NULL DEFAULT '{}'")
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_m1, _m2, _m3, _m4)
+def _m5(db: sqlite3.Connection) -> None:
+    """Events for the operator alone, which no export holds."""
+    db.execute("ALTER TABLE events ADD COLUMN confidential INTEGER NOT NULL DEFAULT 0")
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_m1, _m2, _m3, _m4, _m5)
 
 
 def migrate(db: sqlite3.Connection) -> None:

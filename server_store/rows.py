@@ -55,13 +55,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Event:
-    """One line of a run's story. Public: names of sites, phases, codes; never a record."""
+    """One line of a run's story: names of sites, phases, codes; never a record.
+
+    ``confidential``: for the operator alone, as it may depend on what a site sent before noise was added; it is in no export.
+    """
 
     id: int
     time: float
     level: str  # info | warning | error
     site: str | None
     text: str
+    confidential: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from server_store.migrations import migrate
 from server_store.rows import ACTIVE, Event, Metric, OrderRow, Progress, Run, SiteProgress, Step
 
 _RUN = "id, name, state, folder, created, started, finished, epoch, heartbeat, pid, command, error, operator"
+_EVENT = "id, time, level, site, text, confidential"
 _ORDER = "order_hash, site, stage, attempt, round, kind, state, body, code, sentence, numbers, sent, ended"
 
 
@@ -204,20 +205,25 @@ class Store:
 
     # -- what a person looks at -------------------------------------------------------------------------------------
 
-    def event(self, run: str, text: str, *, level: str = "info", site: str | None = None) -> None:
+    def event(self, run: str, text: str, *, level: str = "info", site: str | None = None, confidential: bool = False) -> None:
+        """Tell a line of the run's story; ``confidential`` ones to the operator alone."""
         with self._transaction():
-            self._db.execute("INSERT INTO events (run, time, level, site, text) VALUES (?,?,?,?,?)", (run, time.time(), level, site, text))
+            self._db.execute(
+                "INSERT INTO events (run, time, level, site, text, confidential) VALUES (?,?,?,?,?,?)",
+                (run, time.time(), level, site, text, confidential),
+            )
 
     def events(self, run: str, after: int = 0) -> list[Event]:
-        return [
-            Event(*row)
-            for row in self._db.execute("SELECT id, time, level, site, text FROM events WHERE run=? AND id>? ORDER BY id", (run, after))
-        ]
+        return [_event(row) for row in self._db.execute(f"SELECT {_EVENT} FROM events WHERE run=? AND id>? ORDER BY id", (run, after))]
+
+    def public_events(self, run: str) -> list[Event]:
+        """What an export may hold."""
+        return [event for event in self.events(run) if not event.confidential]
 
     def newest_events(self, limit: int) -> list[tuple[str, Event]]:
         """The last events of all runs as (run, event), the newest first."""
-        rows = self._db.execute("SELECT run, id, time, level, site, text FROM events ORDER BY id DESC LIMIT ?", (limit,))
-        return [(row[0], Event(*row[1:])) for row in rows]
+        rows = self._db.execute(f"SELECT run, {_EVENT} FROM events ORDER BY id DESC LIMIT ?", (limit,))
+        return [(row[0], _event(row[1:])) for row in rows]
 
     def metric(self, run: str, epoch: int, metric: Metric) -> None:
         with self._transaction():
@@ -298,6 +304,11 @@ def _no_write(error: sqlite3.OperationalError) -> StoreError:
 def _run(row: tuple[Any, ...]) -> Run:
     values = dict(zip(_RUN.split(", "), row, strict=True))
     return Run(**{**values, "error": json.loads(values["error"]) if values["error"] else None})
+
+
+def _event(row: tuple[Any, ...]) -> Event:
+    values = dict(zip(_EVENT.split(", "), row, strict=True))
+    return Event(**{**values, "confidential": bool(values["confidential"])})
 
 
 def _order(row: tuple[Any, ...]) -> OrderRow:

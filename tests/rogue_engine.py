@@ -1,4 +1,4 @@
-"""An engine that spoils one site's update: ``CAFE_ROGUE=SITE=MODE`` with nan, shape, missing, huge or slow."""
+"""An engine that spoils one site's update: ``CAFE_ROGUE=SITE=MODE`` with nan, shape, missing, huge, zero, same or slow."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ class RogueEngine(TinyEngine):
                 del own[name]
             if mode == "huge":
                 own[name] = np.full_like(own[name], 1e6)
+            if mode in ("zero", "same"):
+                deltas[site] = {name: np.full_like(own[name], 0.0 if mode == "zero" else 0.01) for name in own}
             if mode == "slow":
                 time.sleep(60)
         return deltas

@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from pipeline import site_words
 from pipeline.context import RunContext
+from pipeline.doubts import Doubts
 from pipeline.keys import server_keys
 from pipeline.messengers import Doing, FolderMessenger, place
 from pipeline.privacy import PrivacyDoor, Release, aggregate
@@ -317,6 +318,85 @@ def test_an_update_without_a_weight_does_not_stop_the_others(world, records):
     world.answers["mid"] = weightless
     assert set(world.gather(NO_NOISE, UPDATE, TRAIN).bodies) == set(SITES) - {"mid"}
     quarantined(world, "mid", "CAFE-349")
+
+
+# --- updates that are taken and odd --------------------------------------------------------------------------------------
+
+TERMS = {"noise by the server": QUIET, "noise by the sites": BY_SITE, "no noise": NO_NOISE}
+ALL_ZERO = "train of round 1: the update is all zero; it was taken and changes nothing"
+AGAIN = "train of round 2: the update is byte for byte that of round 1, so the site has not trained; it was taken"
+
+
+def update(terms: PrivacyTerms, number: int) -> bytes:
+    """One that passes the gate and the clip; of 0 it is all zero."""
+    if terms.mechanism == "none":
+        return body_to_bytes({name: np.full(shape, number, np.float32) for name, (shape, _) in UPDATE.items()})
+    return body_to_bytes({"q": np.full(LENGTH, number, np.int64)})
+
+
+def updated(world: World, terms: PrivacyTerms, round: int, **numbers: int) -> dict[str, list[tuple[str, str]]]:
+    """A round in which all sites send another update each, but for those that are named; what was said of whom until now."""
+    sent = {site: 10 * round + place for place, site in enumerate(SITES, start=1)} | numbers
+    world.answers = {site: update(terms, number) for site, number in sent.items()}
+    gathered = world.gather(terms, UPDATE if terms.mechanism == "none" else VOTES, TRAIN, name=f"r{round}", round=round)
+    assert set(gathered.bodies) == set(SITES), "it is taken all the same"
+    return {site: world.events(site) for site in SITES if world.events(site)}
+
+
+@pytest.mark.parametrize("terms", TERMS.values(), ids=list(TERMS))
+def test_an_update_that_is_all_zero_is_taken_and_the_operator_alone_is_warned(world, terms):
+    assert updated(world, terms, 1, mid=0) == {"mid": [("warning", ALL_ZERO)]}
+    assert [event.text for event in world.ctx.store.events("run") if event.confidential] == [ALL_ZERO]
+    assert world.ctx.store.public_events("run") == [] and world.ctx.store.newest_events(1)[0][1].confidential
+    assert updated(world, terms, 2) == {"mid": [("warning", ALL_ZERO)]}, "honest ones are not spoken of"
+
+
+@pytest.mark.parametrize("terms", TERMS.values(), ids=list(TERMS))
+def test_an_update_that_came_before_is_taken_and_the_operator_alone_is_warned(world, terms):
+    assert updated(world, terms, 1, mid=7, south=9) == {}
+    assert updated(world, terms, 2, mid=7, north=9) == {"mid": [("warning", AGAIN)]}, "another site's update is none of its own"
+    assert world.ctx.store.public_events("run") == []
+
+
+def test_one_of_two_updates_that_differ_in_a_single_step_is_no_copy(world):
+    world.answers = {site: update(QUIET, 5) for site in SITES}
+    world.gather(QUIET, params=TRAIN, name="r1")
+    nearly = np.full(LENGTH, 5, np.int64)
+    nearly[3] += 1
+    world.answers = {site: body_to_bytes({"q": nearly}) for site in SITES}
+    world.gather(QUIET, params=TRAIN, name="r2", round=2)
+    assert not world.ctx.store.events("run")
+
+
+def test_an_update_of_which_one_tensor_is_zero_is_none_that_is_all_zero(world):
+    """As after a single step from a fresh adapter, whose B is zero: A has no gradient yet."""
+    half = {name: np.full(shape, float("lora_B" in name), np.float32) for name, (shape, _) in UPDATE.items()}
+    world.answers = {site: body_to_bytes(half) for site in SITES}
+    world.gather(NO_NOISE, UPDATE, TRAIN)
+    assert not world.ctx.store.events("run")
+
+
+def test_votes_may_be_all_zero_and_the_same_again(world):
+    """A site without records of any class gives none."""
+    world.answers = {site: body_to_bytes({"q": np.zeros(LENGTH, np.int64)}) for site in SITES}
+    for number in (1, 2):
+        world.gather(QUIET, name=f"r{number}", round=number)
+    assert not world.ctx.store.events("run")
+
+
+def test_a_round_that_is_asked_again_warns_once_and_is_no_copy_of_itself(world):
+    for _ in range(2):
+        assert updated(world, BY_SITE, 1, mid=0) == {"mid": [("warning", ALL_ZERO)]}
+    world.ctx.doubts = Doubts()  # another worker
+    assert updated(world, BY_SITE, 1, mid=0) == {"mid": [("warning", ALL_ZERO)]}
+
+
+def test_of_what_was_sent_nothing_is_written_down_for_the_comparison(world):
+    updated(world, QUIET, 1, mid=7)
+    kept = b"".join(path.read_bytes() for path in world.ctx.home.rglob("*") if path.is_file())
+    for form in (update(QUIET, 7), sha256(update(QUIET, 7)).digest(), sha256(update(QUIET, 7)).hexdigest().encode()):
+        assert form not in kept
+    assert world.row("mid").body.encode() in kept, "the hash of the sealed body is there, and so would the other be found"
 
 
 # --- seals, hashes, two bodies -------------------------------------------------------------------------------------------

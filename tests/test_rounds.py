@@ -1,12 +1,17 @@
 """A round with sites that fail, come late or send what they should not: the run goes on, and says what happened."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from pipeline import bundles
 from pipeline.adapters import flatten, from_bytes
+from pipeline.cli import app
+from tests import plans
 from tests.federation import Federation
 
 pytestmark = pytest.mark.runs
@@ -24,6 +29,24 @@ def test_an_update_that_is_not_one_is_quarantined_and_the_run_goes_on(tmp_path, 
     assert {site["name"]: site["failed"] for site in federation.results(run)["sites"]}["strong0"] == 2
     assert any(event.level == "warning" and event.site == "strong0" for event in federation.store.events(run))
     assert np.isfinite(flatten(from_bytes(federation.adapter(run)))).all()
+
+
+@pytest.mark.parametrize(
+    ("mode", "told"), [("zero", "train of round 1: the update is all zero"), ("same", "train of round 2: the update is byte for byte")]
+)
+def test_an_odd_update_is_said_to_the_operator_and_stands_in_no_export(tmp_path, monkeypatch, mode, told):
+    federation = Federation(tmp_path / "f", stage2={"rounds": 2})
+    run = federation.create()
+    assert federation.work(run, CAFE_ROGUE=f"strong0={mode}", **ROGUE) == 0
+    assert {event.site for event in federation.store.events(run) if event.confidential} == {"strong0"}
+    monkeypatch.setenv("CAFE_HOME", str(federation.home))
+    shown = CliRunner().invoke(app, ["status", run], catch_exceptions=False).output
+    assert f"[strong0] {told}" in " ".join(shown.split())
+    page = plans.page("runs", run=run)
+    assert len(page.warning) == 1 and told in page.warning[0].value.replace("\\", "") and "strong0" in page.warning[0].value
+    with zipfile.ZipFile(bundles.export(federation.store, run, tmp_path / "export.zip")) as export:
+        assert "round 2 of 2" in export.read("events.jsonl").decode(), "what is for everybody is there"
+        assert not [name for name in export.namelist() if told.partition(": ")[2].encode() in export.read(name)]
 
 
 def test_a_late_site_does_not_hold_up_the_round(tmp_path):
