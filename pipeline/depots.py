@@ -25,9 +25,9 @@ _INPUTS = "cafe-inputs"
 class Depot(Protocol):
     """Bytes by reference, both ways."""
 
-    def offer(self, kit: SiteKit, blob: Blob, path: Path, shared: bool = False) -> str:
+    def offer(self, kit: SiteKit, blob: Blob, path: Path, shared: bool = False, anew: bool = False) -> str:
         """Where this site fetches an input, a path or a URL. A folder travels as a parcel (``cafe_kit.parcels``); ``shared``: a model,
-        which other runs want as well and which stays."""
+        which other runs want as well and which stays. ``anew``: what lies there is damaged and is replaced."""
         ...
 
     def withdraw(self, kit: SiteKit, blob: Blob) -> None:
@@ -54,10 +54,10 @@ class Depot(Protocol):
 class FolderDepot:
     """Inputs in ``cafe-inputs/<sha256>`` of the exchange folder, bodies in the site's ``<serial>.site/bodies/<order hash>``."""
 
-    def offer(self, kit: SiteKit, blob: Blob, path: Path, shared: bool = False) -> str:
+    def offer(self, kit: SiteKit, blob: Blob, path: Path, shared: bool = False, anew: bool = False) -> str:
         target = self._input(kit, blob, folder=path.is_dir())
         try:
-            if not target.exists():
+            if anew or not target.exists():
                 open_to_both(target.parent)
                 beside = target.with_name(f".{target.name}.{os.getpid()}.part")
                 if path.is_dir():

@@ -44,13 +44,16 @@ class ObjectDepot:
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._tidied = False
 
-    def offer(self, kit: SiteKit, blob: Blob, path: Path, shared: bool = False) -> str:
-        """A link by which this site fetches the input; what is not in the store is put there first. A folder goes as a parcel."""
+    def offer(self, kit: SiteKit, blob: Blob, path: Path, shared: bool = False, anew: bool = False) -> str:
+        """A link by which this site fetches the input; what is not in the store is put there first. A folder goes as a parcel.
+
+        ``anew``: put in any case. What a store says of an object was noted with it, and is no proof of its bytes.
+        """
         folder = path.is_dir()
         key = f"{MODELS}{blob.sha256}.tar" if folder and shared else self._input(blob, folder=folder)
         with _told(), self._locks[key]:
             size = parcels.size_of(path) if folder else blob.size
-            if not self._store.holds(key, blob.sha256, size):
+            if anew or not self._store.holds(key, blob.sha256, size):
                 self._tidy()
                 if folder:
                     self._put_folder(key, blob, path)

@@ -33,8 +33,10 @@ from server_store.site_kits import SiteKit, SiteKits
 POLL_S = 0.5
 AGAIN_S = 5.0  # after a failure that may pass; doubled each time, at most a minute
 _TRIES = 8
-# The bytes did not find their way, or not whole: the same order once more, with its inputs offered anew.
-_PASSING = ("CAFE-106", "CAFE-107", "CAFE-131", "CAFE-161", "CAFE-162", "CAFE-165")
+# The bytes did not find their way: the same order once more, with new links to its inputs.
+_PASSING = ("CAFE-106", "CAFE-131", "CAFE-161", "CAFE-162")
+_OTHER = ("CAFE-107", "CAFE-165")  # what the site fetched is not what the order names: its inputs are put there anew,
+_ANEW = 3  # so many times; then the site has no part in the round
 _WAITING = "CAFE-328"  # the site's admin looks at the answer before it leaves: asked again until the deadline
 _NO_BODY = ("hello", "result")
 _SHARED = ("base_model", "embedder")
@@ -61,7 +63,10 @@ class _Trip:
     body: Blob | None = None  # what the site has sealed, once it has said so
     send_at: float = 0.0
     sent: int = 0
+    sent_at: float = 0.0
     failed: int = 0
+    damaged: bool = False  # its inputs are to be put anew
+    renewed: int = 0
     offered: list[Blob] = field(default_factory=list)
     over: bool = False
 
@@ -93,6 +98,7 @@ class RemoteSites:
         self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
         self._ways: list[Way] = []
+        self._renewed: dict[str, float] = {}  # SHA-256 of an input -> when it was last put anew, for whichever site
 
     def sweep(self) -> None:
         """The run is over: nothing of it stays on the way. A store that is down keeps it; ``cafe storage sweep`` is for that."""
@@ -159,7 +165,7 @@ class RemoteSites:
         self._ways.append(way)
         try:
             trip.ticket = way.messenger.send(kit, self._message(trip, kit, way))
-            trip.sent += 1
+            trip.sent, trip.sent_at, trip.damaged = trip.sent + 1, time.monotonic(), False
         except CafeError as error:  # offline, a network that is down: it may pass
             self._again(trip, error)
 
@@ -170,12 +176,20 @@ class RemoteSites:
     def _message(self, trip: _Trip, kit: SiteKit, way: Way) -> dict[str, Any]:
         """The order with the places where its bytes are now."""
         order, local = trip.envelope.order, trip.envelope.transport
-        inputs = {name: way.depot.offer(kit, blob, Path(local.inputs[name]), name in _SHARED) for name, blob in order.inputs.items()}
+        inputs = {name: self._offered(trip, kit, way, name, blob) for name, blob in order.inputs.items()}
         trip.offered = [blob for name, blob in order.inputs.items() if Path(local.inputs[name]).is_file()]
         output = "" if order.kind in _NO_BODY else way.depot.place(kit, trip.hash, trip.body)
         left = max(1.0, trip.deadline - time.monotonic())
         transport = Transport(inputs, output, left, str(kit.seen.get("ledger_head", "")))
         return {"order": asdict(order), "signature": trip.envelope.signature, "transport": asdict(transport)}
+
+    def _offered(self, trip: _Trip, kit: SiteKit, way: Way, name: str, blob: Blob) -> str:
+        """Where the site fetches this input. One that was put anew since this order last left, for another site, is not put again."""
+        anew = trip.damaged and self._renewed.get(blob.sha256, 0.0) <= trip.sent_at
+        where = way.depot.offer(kit, blob, Path(trip.envelope.transport.inputs[name]), name in _SHARED, anew)
+        if anew:
+            self._renewed[blob.sha256] = time.monotonic()
+        return where
 
     def _collect(self, trips: Sequence[_Trip], kits: SiteKits, answers: Answers) -> None:
         """What has arrived, from each messenger at once."""
@@ -207,7 +221,9 @@ class RemoteSites:
             if reply.code == _WAITING:
                 answers.put((reply.site, "waits for its admin", 0, 0))
                 trip.send_at = time.monotonic() + AGAIN_S
-            elif reply.code in _PASSING:
+            elif reply.code in _PASSING or (reply.code in _OTHER and trip.renewed < _ANEW):
+                trip.damaged = reply.code in _OTHER
+                trip.renewed += trip.damaged
                 self._again(trip, CafeError(reply.code, reply.sentence, ""))
             else:
                 self._end(trip, answers, Answer(trip.envelope.order, reply, reply.code, reply.sentence))

@@ -581,7 +581,7 @@ class Mail:
 class Shelf:
     """A depot in which nothing travels: a body lies where the order's own transport says."""
 
-    def offer(self, kit: SiteKit, blob: Blob, path: Path, shared: bool = False) -> str:
+    def offer(self, kit: SiteKit, blob: Blob, path: Path, shared: bool = False, anew: bool = False) -> str:
         return str(path)
 
     def withdraw(self, kit: SiteKit, blob: Blob) -> None:
