@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FILE = "storage.json"
 SECRET = "storage"  # its name in the vault
+_DAMAGED = "Set it up anew: `cafe storage set --bucket NAME --endpoint https://HOST`; or drop it: `cafe storage forget`."
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 
 
@@ -67,18 +68,21 @@ def configured() -> Storage | None:
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        raise _unusable(error) from None
+        raise _unusable(error, _DAMAGED) from None
+    except OSError as error:
+        raise CafeError("CAFE-693", f"{FILE} in the home folder cannot be read ({error.strerror}).", _DAMAGED) from None
 
 
 def set_up(fields: dict[str, Any], secret: tuple[str, str] | None = None) -> Storage:
     """Keep the setting, changed by ``fields``, and the access key with its secret, if one is given.
 
-    A key in the vault goes before a profile, so naming a profile drops it.
+    A key in the vault goes before a profile, so naming a profile drops it. A setting that is damaged is begun anew where ``fields`` name a
+    bucket, since nothing less says what was meant.
 
     Raises:
-        CafeError: CAFE-693, naming the field.
+        CafeError: CAFE-693, naming the field. StoreError: CAFE-652 where it cannot be written.
     """
-    now = configured()
+    now = None if fields.get("bucket") and _is_damaged() else configured()
     try:
         wanted = Storage.model_validate((now.model_dump() if now else {}) | fields)
     except ValidationError as error:
@@ -94,7 +98,11 @@ def set_up(fields: dict[str, Any], secret: tuple[str, str] | None = None) -> Sto
 
 def forget() -> None:
     """Drop the setting and the key that is kept here. Objects stay where they are."""
-    (home() / FILE).unlink(missing_ok=True)
+    try:
+        (home() / FILE).unlink(missing_ok=True)
+    except OSError as error:
+        told = f"{FILE} in the home folder cannot be deleted ({error.strerror})."
+        raise CafeError("CAFE-652", told, "Look at the folder and its rights.") from None
     Vault(home()).drop(SECRET)
 
 
@@ -136,9 +144,17 @@ def check(store: ObjectStore) -> list[Check]:
     return list(checks(store))
 
 
-def _unusable(error: ValidationError) -> CafeError:
+def _is_damaged() -> bool:
+    try:
+        configured()
+    except CafeError:
+        return True
+    return False
+
+
+def _unusable(error: ValidationError, hint: str = "Set it: `cafe storage set`.") -> CafeError:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"]) or FILE
     said = {"missing": "it is missing", "string_pattern_mismatch": "it has letters, or a length, that cannot stand there"}
     why = said.get(first["type"], str(first["msg"]).removeprefix("Value error, ")[:120])
-    return CafeError("CAFE-693", f"The object store's setting '{field}' cannot be used: {why}.", "Set it: `cafe storage set`.")
+    return CafeError("CAFE-693", f"The object store's setting '{field}' cannot be used: {why}.", hint)

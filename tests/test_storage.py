@@ -74,6 +74,45 @@ def test_a_setting_that_was_edited_by_hand_is_named(cafe_home: Path) -> None:
             storage.configured()
 
 
+DAMAGED = {
+    "empty": lambda file: file.write_bytes(b""),
+    "cut": lambda file: file.write_bytes(b'{"bucket": "war'),
+    "no text": lambda file: file.write_bytes(b"\xff\xfe\x00" * 9),
+    "nested deeply": lambda file: file.write_bytes(b"[" * 100_000),
+    "another shape": lambda file: file.write_bytes(b'{"bucket": "ward-7", "more": 1}'),
+    "a folder": lambda file: file.mkdir(),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGED)
+def test_a_damaged_setting_is_refused_with_what_to_do_and_set_anew(cafe_home: Path, how: str) -> None:
+    file = cafe_home / storage.FILE
+    DAMAGED[how](file)
+    for act in (storage.configured, lambda: storage.set_up({"region": "eu-west-1"}), lambda: storage.set_up({}, ("AKIAWARD", "word"))):
+        with pytest.raises(CafeError, match="CAFE-693") as caught:
+            act()
+        assert "`cafe storage set --bucket" in caught.value.hint and "`cafe storage forget`" in caught.value.hint
+    assert Vault(cafe_home).get(storage.SECRET) is None, "nothing was kept of what was refused"
+    for words in (["show"], ["set", "--region", "eu-west-1"], ["check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline.cli", "storage", *words], env=os.environ | {"CAFE_HOME": str(cafe_home)}, cwd=ROOT,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 2 and "CAFE-693" in done.stderr and "cafe storage forget" in done.stderr, done
+        assert "Traceback" not in done.stderr + done.stdout
+        if how != "empty":
+            break  # the same words, one process is enough
+    if how == "a folder":
+        for replace in (lambda: storage.set_up({"bucket": "ward-7"}), storage.forget):
+            with pytest.raises((CafeError, StoreError), match="CAFE-652"):
+                replace()
+        return
+    assert "ward-8" in cafe("set", "--bucket", "ward-8") and storage.configured() == storage.Storage(bucket="ward-8")
+    file.write_bytes(b"{")
+    cafe("forget", "--yes")
+    assert storage.configured() is None
+
+
 def test_a_secret_lies_in_the_vault_alone(cafe_home: Path) -> None:
     cafe("set", "--bucket", "ward-7")
     told = cafe("set", "--access-key", "AKIAWARD", given="very-secret-word\n")

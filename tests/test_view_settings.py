@@ -148,8 +148,14 @@ def test_a_setting_that_cannot_be_used_is_a_card_and_can_be_forgotten(cafe_home:
     (cafe_home / storage.FILE).write_text("{")
     page = _page()
     assert "CAFE-693" in _told(page)
+    assert "cafe storage forget" in _told(page) and "Traceback" not in _told(page)
     page.button(key="storage-forget-yes").click().run()
     assert not page.exception and "No object store is set up" in _told(page)
+    (cafe_home / storage.FILE).write_text("{")
+    page = _typed(_page(), "Keep", Bucket="")
+    assert "CAFE-693" in _told(page) and not page.exception
+    page = _typed(_page(), "Keep", Bucket="ward-9")
+    assert not page.exception and storage.configured() == storage.Storage(bucket="ward-9") and "CAFE-693" not in _told(page)
 
 
 def test_a_store_that_does_not_answer_is_said_in_words(cafe_home: Path) -> None:
