@@ -91,7 +91,7 @@ def decide(dataset: Dataset, approved: bool, reason: str, operator: str = "") ->
     if not ours:
         return f"Your word came second: this set was {what} {datasets.decided(word)}"
     try:
-        launch.resume(dataset.run)
+        launch.take_up(dataset.run)
     except CafeError as error:
         return f"The set is {what}. The run does not go on by itself: {error.message}"
     return "Approved. Stage 2 starts." if approved else f"Rejected. Attempt {dataset.attempt + 1} starts."

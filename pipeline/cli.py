@@ -117,14 +117,14 @@ def resume(run_id: RunId, format: AsFormat = Format.text) -> None:
 def approve(run_id: RunId) -> None:
     """Approve the synthetic set that a run waits for, and go on."""
     launch.decide(run_id, True, "", operator=operators.at_terminal(home()))
-    resume(run_id)
+    _ended(watch.follow(launch.store(), launch.take_up(run_id).id, _console), Format.text)
 
 
 @app.command()
 def reject(run_id: RunId, reason: Annotated[str, typer.Option(help="why; kept with the run")]) -> None:
     """Reject the synthetic set; the run makes another one, which is charged anew."""
     launch.decide(run_id, False, reason, operator=operators.at_terminal(home()))
-    resume(run_id)
+    _ended(watch.follow(launch.store(), launch.take_up(run_id).id, _console), Format.text)
 
 
 @app.command()

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from cafe_kit.errors import CafeError
+from cafe_kit.release import make_folder
 
 from pipeline import adapters, bundles, federations, models, synthesis
 from pipeline.fetch import Progress
@@ -23,6 +24,7 @@ from pipeline.home import home
 from pipeline.plan import Plan, plan, refusals
 from pipeline.plan import foresee as foresee_plan
 from pipeline.settings import RunSettings, to_yaml
+from server_store.blobs import write_whole
 from server_store.desk import Desk
 from server_store.errors import StoreError
 from server_store.rows import Run, Step
@@ -94,7 +96,8 @@ def start(settings: RunSettings, out: Path | None = None, operator: str = "") ->
             "CAFE-606", f"The run's folder {folder} cannot be used ({error.strerror}).", "Name a new or empty folder with --out."
         ) from None
     try:
-        (folder / "config.yaml").write_text(to_yaml(settings), encoding="utf-8")
+        make_folder(folder)  # durable, with the settings in it, before a row tells of the run
+        write_whole(folder / "config.yaml", to_yaml(settings).encode())
         run = store().create_run(run_id, settings.name, folder, operator)
     except BaseException:
         shutil.rmtree(folder)
@@ -148,11 +151,21 @@ def resume(run_id: str) -> Run:
     run = found.run(run_id)
     if run.shown_state == "Done":
         raise CafeError("CAFE-658", f"Run {run_id} is done.", "`cafe run` starts a new one.")
-    if run.active and run.shown_state != "Lost contact" and run.pid is not None:
+    if _at_work(run):
         raise CafeError("CAFE-658", f"Run {run_id} is {run.shown_state.lower()} already.", "`cafe status` follows it.")
     found.queue(run_id)
     spawn(run)
     return found.run(run_id)
+
+
+def take_up(run_id: str) -> Run:
+    """Go on after the operator's word. A worker that still scores the set finds the word by itself."""
+    run = store().run(run_id)
+    return run if _at_work(run) else resume(run_id)
+
+
+def _at_work(run: Run) -> bool:
+    return run.active and run.shown_state != "Lost contact" and run.pid is not None
 
 
 def spawn(run: Run) -> None:

@@ -120,6 +120,14 @@ class Heart:
                 continue  # a busy disk: the next beat tells
 
 
+class Waits(Stopped):
+    """The run stops until the operator has spoken about the synthetic set of this attempt."""
+
+    def __init__(self, attempt: int) -> None:
+        super().__init__()
+        self.attempt = attempt
+
+
 def carry(run_id: str) -> int:
     """Carry a run; returns the process's exit code: 0 done or stopped, 1 failed, 3 another worker has it."""
     where = home()
@@ -132,10 +140,12 @@ def carry(run_id: str) -> int:
         epoch = store.claim(run_id, os.getpid())
         failpoint("worker.claimed")
         heart = Heart(where / "store.db", run_id, epoch)
-        state, error = "Done", None
+        state, error, waits = "Done", None, 0
         try:
             with ExitStack() as stack:
                 _carry(stack, store, run_id, epoch, folder, where, heart)
+        except Waits as stop:
+            state, waits = "Stopped", stop.attempt
         except Stopped:
             state = "Stopped"
             store.event(run_id, "stopped by the operator; it can be resumed")
@@ -162,6 +172,9 @@ def carry(run_id: str) -> int:
         except StoreError as last:  # a full disk, or another worker: the run shows as Lost contact, or as the other's
             print(error or "", last, file=sys.stderr)
             return 1
+    if waits and store.step(run_id, f"stage1/{waits}/approval") and not store.run(run_id).active:
+        store.queue(run_id)  # the word came while this worker was not done yet: nobody else goes on
+        return carry(run_id)
     return 0 if state != "Failed" else 1
 
 
@@ -220,7 +233,7 @@ def _decision(ctx: RunContext, attempt: int) -> Step:
         ctx.say(
             "the synthetic set waits for the operator: approve or reject it on the page Datasets, or by `cafe approve` and `cafe reject`"
         )
-        raise Stopped
+        raise Waits(attempt)
     ctx.say(
         "the synthetic set is approved automatically (stage1.approve)" if ctx.settings.synthetic is None else "the set was approved before"
     )

@@ -33,7 +33,7 @@ ADDRESSES = {
     "Home": "", "Sites": "sites", "Generate": "generate", "Datasets": "datasets", "Train": "train", "Adapters": "adapters",
     "Try it": "try", "Runs": "runs", "Privacy ledger": "privacy", "Settings": "settings",
 }  # fmt: skip
-PATIENCE_S = 30.0  # for one look, on a machine that does other things too
+PATIENCE_S = 60.0  # for one look, on a machine that does other things too
 _LEFT_OUT = {"no_proxy", "http_proxy", "https_proxy", "all_proxy"}
 _BASE_PATH_TRIED = re.compile(r"/\w+/_stcore/(health|host-config)$")  # Streamlit asks below a page's address first, and at the root then
 _LOST_CONNECTION = re.compile(

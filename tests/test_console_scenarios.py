@@ -105,7 +105,7 @@ def test_a_second_tab_sees_the_same_at_once(stage: Stage) -> None:
     ada.until(lambda: scene.row.command == "stop", "the wish is in the store")
     ada.sees_state("Stopping", tab=second, within_s=SOON_S)
     scene.lets_go()
-    ada.sees_state("Stopped", within_s=60).sees_state("Stopped", tab=second, within_s=SOON_S)
+    ada.sees_state("Stopped", within_s=120).sees_state("Stopped", tab=second, within_s=SOON_S)
 
 
 def test_a_run_goes_on_when_the_browser_is_closed(stage: Stage) -> None:
@@ -178,10 +178,10 @@ def test_a_set_is_rejected_and_the_second_attempt_approved_without_one_row(stage
     ada.clicks("Reject…").fills("Why is it rejected?", "nonsense words", ada.dialog)
     ada.fills("Type the name of the federation to confirm", NAME, ada.dialog)
     ada.clicks("Reject and make another", ada.dialog)
-    ada.until(lambda: "stage1/2/synthetic" in scene.step_names(), "a second set is made", within_s=60)
+    ada.until(lambda: "stage1/2/synthetic" in scene.step_names(), "a second set is made", within_s=180)
     ada.opens("Datasets", run=scene.run).sees("attempt 2", "Your word on it")
     ada.clicks("Approve")
-    ada.until(lambda: scene.row.state == "Done", "the run goes on to its end", within_s=60)
+    ada.until(lambda: scene.row.state == "Done", "the run goes on to its end", within_s=180)
     ada.opens("Datasets", run=scene.run, attempt="1").sees("nonsense words")
     assert {step["approved"] for step in scene.words()} == {False, True}
 
@@ -195,7 +195,7 @@ def test_a_row_that_is_left_out_is_not_trained_on(stage: Stage) -> None:
     row.get_by_text("Leave out").click()
     ada.waits().sees("1 left out").reloads().sees("1 left out")
     ada.clicks("Approve")
-    ada.until(lambda: scene.row.state == "Done", "the run goes on to its end", within_s=120)
+    ada.until(lambda: scene.row.state == "Done", "the run goes on to its end", within_s=180)
     kept = pq.read_table(scene.results()["synthetic"]).to_pylist()
     assert text not in [one["text"] for one in kept]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pyarrow.parquet as pq
 import pytest
 
@@ -33,6 +36,24 @@ def test_the_set_is_scored_before_anybody_decides_on_it(tmp_path, monkeypatch):
     assert tiny.work(run) == 0
     assert tiny.results(run)["synthetic_only"]["accuracy"] == tiny.store.step(run, "stage2/1/0/score").facts["accuracy"]
     assert tiny.store.step(run, "stage2/1/warm/adapter") == before and tiny.store.step(run, "stage2/1/warm kept/adapter") is None
+
+
+@pytest.mark.parametrize("approved", [True, False])
+def test_a_word_that_comes_while_the_set_is_scored_counts(tmp_path, monkeypatch, approved):
+    tiny = Federation(tmp_path / "one", privacy=PRIVATE, stage1={"approve": "operator"}, stage2={"rounds": 1, "warm_start_steps": 8})
+    monkeypatch.setenv("CAFE_HOME", str(tiny.home))
+    run = tiny.create()
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(tiny.work, run, CAFE_TINY_SECONDS="0.3")
+        while tiny.store.step(run, "stage1/1/synthetic") is None:
+            assert not work.done(), tiny.store.run(run)
+            time.sleep(0.02)
+        assert tiny.store.step(run, "stage2/1/0/score") is None
+        launch.decide(run, approved, "read it at once")
+        assert launch.take_up(run).active  # the worker that is there goes on by itself
+    ended = tiny.store.run(run)
+    assert ended.state == ("Done" if approved else "Stopped"), ended.error
+    assert (tiny.store.step(run, "stage1/2/synthetic") is None) == approved
 
 
 def test_rows_that_were_left_out_are_not_trained_on_nor_given_away(tmp_path, monkeypatch):
