@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -78,12 +79,14 @@ def issue(
     wheels: bool = False,
     to: Path | None = None,
     days: float = DAYS,
+    member: Mapping[str, str] | None = None,
 ) -> Issued:
     """Make a kit for one site of a federation. ``to``: a folder, or the zip's name; ``CAFE_HOME/kits/FEDERATION`` where it is left out.
 
     ``via``: how orders will reach the site; with an ``exchange`` folder through that, unless said otherwise. ``here``: the home of a site
     that a run serves itself on this machine (the demo's); its kit carries no embedder, as there is one. ``stands_in``: the operator's own
-    cluster, which trains for the weak sites and has no records (``machine.proxies`` names it).
+    cluster, which trains for the weak sites and has no records (``machine.proxies`` names it). ``member``: of the federation's Globus
+    group, who answers for the site (``members.named``).
 
     Raises:
         CafeError: CAFE-607 (no such federation), CAFE-602 (the site's name), 137 (a folder), 138 (wheels), 189 (the way), 431 to 448
@@ -106,7 +109,7 @@ def issue(
         sha256 = hash_file(unconfirmed)
         code_key = enrolment.proof_key(code, info.serial).hex()
         kits.issue(SiteKit(info.serial, federation, site, kind, info.issued, info.expires, "issued", code_key, where, sha256))
-        kits.connect(info.serial, way)
+        kits.connect(info.serial, way | ({"member": dict(member)} if member else {}))
         unconfirmed.replace(path)
     except OSError as error:
         raise CafeError("CAFE-137", f"The kit cannot be written there ({error.strerror}).", "Name another folder, or make room.") from None

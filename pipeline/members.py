@@ -59,22 +59,26 @@ def check(kit: SiteKit, moment: str) -> None:
         )
 
 
-def bind(serial: str, email: str) -> SiteKit:
-    """The kit is issued to this member of the group, invited or active.
-
-    Raises:
-        CafeError: CAFE-194 to 196; CAFE-198 for somebody who is not in the group. StoreError: CAFE-147.
-    """
+def bind(serial: str, name: str) -> SiteKit:
+    """The kit is issued to this member of the group. Raises as ``named``; StoreError CAFE-147."""
     kits = SiteKits(home() / "store.db")
     try:
         kit = kits.kit(serial)
-        for one in groups.members(home(), kit.federation):
-            if one.is_called(email) and one.status in (groups.ACTIVE, groups.INVITED):
-                member = {"identity_id": one.identity, "email": one.email or one.username}
-                return kits.connect(serial, {**kit.connection, "member": member})
+        return kits.connect(serial, {**kit.connection, "member": named(kit.federation, name)})
     finally:
         kits.close()
-    raise CafeError("CAFE-198", f"{email[:80]!r} is not in the group of {kit.federation!r}.", "Invite him first: `cafe members invite`.")
+
+
+def named(federation: str, name: str) -> dict[str, str]:
+    """A member of the federation's group, invited or active, as a kit notes him; ``name``: his address, username or identity.
+
+    Raises:
+        CafeError: CAFE-194 to 196; CAFE-198 for somebody who is not in the group.
+    """
+    for one in groups.members(home(), federation):
+        if one.is_called(name) and one.status in (groups.ACTIVE, groups.INVITED):
+            return {"identity_id": one.identity, "email": one.email or one.username}
+    raise CafeError("CAFE-198", f"{name[:80]!r} is not in the group of {federation!r}.", "Invite him first: `cafe members invite`.")
 
 
 def sites_of(federation: str, person: groups.Member) -> list[str]:

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import delivery, enrolling, operators
+from pipeline import delivery, enrolling, members, operators
 from pipeline.enrolling import Waiting
 from pipeline.home import home
 from pipeline.terminal import Format, plain, print_json
@@ -56,12 +56,16 @@ def add(
     stands_in: Annotated[
         bool, typer.Option("--stands-in", help="your own cluster: it trains for the weak sites and has no records (`machine.proxies`)")
     ] = False,
+    member: Annotated[
+        str | None, typer.Option(help="who answers for it: a member of the federation's Globus group, by e-mail address or identity")
+    ] = None,
     wheels: Annotated[bool, typer.Option("--wheels", help="carry what pip would fetch, for a site without a package index")] = False,
     to: Annotated[Path | None, typer.Option(help="a folder, or the zip's name; `CAFE_HOME/kits` when left out")] = None,
     days: Annotated[float, typer.Option(help="how long the join code is good", min=0.01, max=90)] = enrolling.DAYS,
     format: AsFormat = Format.text,
 ) -> None:
     """Make the kit for a site. The join code is shown once; tell it by another way than the zip."""
+    answers_for = members.named(federation, member) if member else None  # first: of somebody unknown no kit is made
     made = enrolling.issue(
         federation,
         name,
@@ -72,14 +76,17 @@ def add(
         wheels=wheels,
         to=to,
         days=days,
+        member=answers_for,
     )
     if format is Format.json:
-        print_json({**asdict(made), "zip": str(made.zip)})
+        print_json({**asdict(made), "zip": str(made.zip), **({"member": answers_for["email"]} if answers_for else {})})
         return
     _say(f"Kit          {made.zip}")
     _say(f"SHA-256      {made.sha256}")
     _say(f"Fingerprint  {made.fingerprint}")
     _say(f"Join code    {made.code}   (shown once; works once, until {_day(made.expires)})")
+    if answers_for:
+        _say(f"Issued to    {answers_for['email']}")
     _say("Hand over the zip; tell code and fingerprint by another way, such as the telephone. When the site has asked:")
     _say("`cafe site receive`" if exchange else "`cafe site receive FILE`, with the file that the site sends.")
 

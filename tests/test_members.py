@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 from cafe_kit.errors import CafeError
+from click.testing import Result
+from typer.testing import CliRunner
 
-from pipeline import groups, members
+from pipeline import enrolling, federations, groups, members
+from pipeline.cli import app
 from server_store.errors import StoreError
 from server_store.site_kits import SiteKit, SiteKits
 from tests.globus_auth_stand_in import Person
@@ -90,6 +93,38 @@ def test_a_site_of_nobody_or_of_somebody_who_has_not_accepted_is_refused(globus:
     globus.accepts(group, "eve@lab.example")
     minute_passes(cafe_home)
     members.check(kit, "r2")
+
+
+def cafe(*words: str) -> Result:
+    return CliRunner().invoke(app, ["site", "add", "clinic", *words, "--kind", "gpu"], catch_exceptions=True)
+
+
+@pytest.mark.parametrize("by", ["address", "identity"])
+def test_a_kit_is_made_for_a_member_in_one_step(globus: Globus, cafe_home: Path, group: str, by: str) -> None:
+    made = federations.create("clinic", "classification", "messages to a clinic")
+    federations.save("clinic", {**made.data, "task": {**made.data["task"], "labels": ["billing", "records"]}})
+    bob = globus.find("bob@hospital.example").id  # type: ignore[union-attr]
+    done = cafe("north", "--member", "bob@hospital.example" if by == "address" else bob)
+    assert done.exit_code == 0 and "Issued to    bob@hospital.example" in done.output, done.output
+    kits = SiteKits(cafe_home / "store.db")
+    (kit,) = kits.kits("clinic")
+    other = a_kit(cafe_home, "south")
+    assert kit.connection["member"] == members.bind(other.serial, bob).connection["member"], "as bind does it afterwards"
+    members.check(kit, "r1")
+    (person,) = [one for one in groups.members(cafe_home, "clinic") if one.is_called(bob)]
+    assert set(members.sites_of("clinic", person)) == {"north", "south"}
+    refused = cafe("east", "--member", "stranger@lab.example")
+    assert isinstance(refused.exception, CafeError) and refused.exception.code == "CAFE-198"
+    assert {one.site for one in kits.kits("clinic")} == {"north", "south"} and len(list((cafe_home / "kits").rglob("*.zip"))) == 1
+    assert cafe("west").exit_code == 0 and members.untied("clinic") == {"west": kits.kits("clinic")[0].serial}
+    kits.close()
+
+
+def test_without_a_group_nobody_can_answer_for_a_site(globus: Globus, cafe_home: Path) -> None:
+    federations.create("clinic", "classification", "messages to a clinic")
+    refused = cafe("north", "--member", "bob@hospital.example")
+    assert isinstance(refused.exception, CafeError) and refused.exception.code == "CAFE-198" and "no Globus group" in str(refused.exception)
+    assert not enrolling.listed("clinic")
 
 
 def test_a_member_who_is_removed_here_is_refused_at_once_and_one_who_leaves_within_a_minute(
