@@ -7,9 +7,12 @@ from outside: the ledger's file, the sites' outboxes, the process table.
 import os
 import random
 from collections import Counter
+from contextlib import contextmanager
 
 import pytest
 
+from pipeline.machine import choose
+from pipeline.settings import load
 from tests.federation import Federation
 
 pytestmark = pytest.mark.runs
@@ -91,6 +94,31 @@ def test_ten_kills_with_noise_charge_once_and_keep_one_body(tmp_path):
         check_invariants(federation, run, seen)
         assert 7.0 < federation.results(run)["privacy"]["maximum"]["epsilon"] <= 8.0
     assert fired.total() >= 10, fired
+
+
+@contextmanager
+def one_core():
+    """What this process starts sees a smaller machine than this process."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs a machine with two cores")
+def test_a_run_that_goes_on_with_other_cores_is_the_same_run(tmp_path, undisturbed):
+    federation = Federation(tmp_path / "f", machine={"compute_slots": 0, "threads": 0})
+    run = federation.create()
+    assert federation.work(run, failpoint="round.after_release:2") == -9
+    before = federation.store.step(run, "machine").facts
+    with one_core():
+        assert choose(load(federation.config)).facts() != before
+        assert federation.work(run) == 0
+    assert federation.store.step(run, "machine").facts == before
+    check_invariants(federation, run, federation.bodies(run))
+    assert federation.adapter(run) == undisturbed
 
 
 def test_two_workers_at_once_give_one(tmp_path):
