@@ -21,7 +21,18 @@ import numpy as np
 from cafe_kit.errors import CafeError
 from cafe_kit.failpoints import failpoint
 from cafe_kit.orders import PrivacyTerms
-from cafe_kit.release import GaussianNoise, Steps, body_from_bytes, body_to_bytes, bound, clip_steps, seal_file, sigma_steps
+from cafe_kit.release import (
+    GaussianNoise,
+    Steps,
+    body_from_bytes,
+    body_to_bytes,
+    bound,
+    clip_steps,
+    make_folder,
+    seal_file,
+    sigma_steps,
+    sync_folder,
+)
 from numpy.typing import NDArray
 
 from pipeline.accounting import calibrate, cost, epsilon_spent, norm_snr, run_statement, vote_snr
@@ -76,7 +87,8 @@ class PrivacyDoor:
 
     def __init__(self, ledger: Ledger, folder: Path) -> None:
         self.ledger, self.folder = ledger, folder
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(ledger.path.parent)  # what it charges is durable only with the names of the folders above it
+        make_folder(folder)
 
     def find(self, release: Release) -> Released | None:
         """The release if it was sealed already, without any contribution; None if it still has to be made.
@@ -187,6 +199,7 @@ class PrivacyDoor:
         """A whole body of a release that is only reserved: the process died between seal and mark. Never redrawn."""
         for path in sorted(self.folder.glob(f"{_name(row.rid)}.*.safetensors")):
             if self._whole(path):
+                sync_folder(self.folder)  # a kill may have come between the body's rename and its fsync
                 return self._mark(row.rid, path, path.stat().st_size)
             path.unlink(missing_ok=True)
         return self.ledger.get(row.rid)

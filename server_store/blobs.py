@@ -31,6 +31,8 @@ class Blobs:
         path = self.path(sha256)
         if not path.exists():
             write_whole(path, data)
+        for folder in (self.folder, self.folder.parent):  # also what an earlier put was killed over
+            _sync(folder)
         return sha256
 
     def get(self, sha256: str) -> bytes:
@@ -57,15 +59,27 @@ def write_whole(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-        handle = os.open(path.parent, os.O_RDONLY)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise _refused(error) from error
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in ``folder`` durable."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
     except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise StoreError(
-            "CAFE-652",
-            f"The disk refused a file ({error.strerror or type(error).__name__}).",
-            "Make room on the disk, then resume the run; nothing was lost.",
-        ) from error
+        raise _refused(error) from error
+
+
+def _refused(error: OSError) -> StoreError:
+    return StoreError(
+        "CAFE-652",
+        f"The disk refused a file ({error.strerror or type(error).__name__}).",
+        "Make room on the disk, then resume the run; nothing was lost.",
+    )

@@ -36,6 +36,9 @@ from server_store.chain import (
 )
 from server_store.errors import StoreError
 
+# EXTRA: with less, a power cut may bring the journal back after its deletion, and take a commit back.
+PRAGMAS = ("busy_timeout = 30000", "journal_mode = DELETE", "synchronous = EXTRA", "foreign_keys = ON", "mmap_size = 0")
+
 
 class LedgerError(StoreError):
     """A refusal of the ledger, CAFE-661 to CAFE-669. Nothing was charged and nothing changed."""
@@ -280,7 +283,7 @@ class Ledger:
         """A connection of its own for every verb: nothing to share between threads, nothing to inherit by a fork."""
         db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
         try:
-            for pragma in ("busy_timeout = 30000", "journal_mode = DELETE", "synchronous = EXTRA", "foreign_keys = ON", "mmap_size = 0"):
+            for pragma in PRAGMAS:
                 db.execute(f"PRAGMA {pragma}")
             db.execute(begin)
             yield db

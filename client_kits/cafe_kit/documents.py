@@ -26,9 +26,14 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def write_once(path: Path, document: dict[str, Any]) -> bool:
     """Write a document durably unless there is one already; False: another writer was first. Raises OSError."""
+    return write_first(path, json.dumps(document).encode())
+
+
+def write_first(path: Path, data: bytes) -> bool:
+    """The same for bytes."""
     beside = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        write_whole(beside, json.dumps(document).encode())
+        write_whole(beside, data)
         os.link(beside, path)
         return True
     except FileExistsError:

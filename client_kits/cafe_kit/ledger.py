@@ -24,7 +24,7 @@ from typing import Any
 
 from cafe_kit.errors import CafeError
 from cafe_kit.orders import Order
-from cafe_kit.release import clip_steps, sigma_steps, sync_folder
+from cafe_kit.release import clip_steps, make_folder, sigma_steps, sync_folder
 
 GENESIS = ""
 
@@ -106,7 +106,7 @@ class SiteLedger:
         self._head = GENESIS
         self._heads = {GENESIS}  # every head that this chain ever had
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(folder)
             last = max((int(path.stem) for path in folder.glob(8 * "[0-9]" + ".json")), default=0)
             self._read_on()
         except OSError as error:
@@ -186,6 +186,7 @@ class SiteLedger:
                 file.write(_to_bytes(charge))
                 file.flush()
                 os.fsync(file.fileno())
+            sync_folder(self._folder)  # whoever wrote the charge before may have been killed: never one without the other
             os.link(beside, self._path(charge.seq))
         except FileExistsError:
             pass

@@ -27,7 +27,7 @@ from cafe_kit.failpoints import failpoint
 from cafe_kit.inputs import hash_file
 from cafe_kit.links import is_link, upload
 from cafe_kit.orders import Blob, Numbers, Order, Reply, parse
-from cafe_kit.release import seal_file, sync_folder
+from cafe_kit.release import make_folder, seal_file, sync_folder
 from cafe_kit.site_home import SiteHome
 
 _BODY = re.compile(r"body\.([0-9a-f]{64})")
@@ -74,7 +74,7 @@ class Outbox:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(folder)
         except OSError as error:
             raise _disk(error) from None
 
@@ -133,6 +133,10 @@ class Outbox:
         bodies = [path for path in _files(folder) if _BODY.fullmatch(path.name)]
         if not bodies:
             return None
+        try:
+            sync_folder(folder)  # a kill may have come between the body's rename and its fsync
+        except OSError as error:
+            raise _disk(error) from None
         blob = Blob(sha256=bodies[0].name.removeprefix("body."), size=bodies[0].stat().st_size)
         try:
             draft = json.loads((folder / "draft.json").read_bytes())
@@ -152,6 +156,7 @@ class Outbox:
             write_whole(folder / "draft.json", json.dumps(draft).encode())
             for ending, data in contents.items():
                 write_whole(folder / f"contents.{blob.sha256}.{ending}", data)
+            sync_folder(folder)  # a body without its figures could not be answered with
             seal_file(folder / f"body.{blob.sha256}", body)
         except OSError as error:
             raise _disk(error) from None

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cafe_kit.documents import write_first
 from cafe_kit.errors import CafeError
 from cafe_kit.ledger import Spent, epsilon
 from cafe_kit.orders import Order
@@ -158,7 +159,7 @@ def load_policy(path: Path) -> Policy:
                     "The site's policy.toml is gone; without the limits that were consented to, nothing is answered.",
                     "Put it back, or write these limits anew: cafe-site limits restore",
                 )
-            path.write_text(TEMPLATE, encoding="utf-8")
+            write_first(path, TEMPLATE.encode())  # a power cut that leaves the name and no text would leave no limit
         return Policy.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])

@@ -41,6 +41,7 @@ __all__ = [
     "clip_steps",
     "clip_to_norm",
     "contribution",
+    "make_folder",
     "seal_file",
     "sigma_steps",
     "squared_norm",
@@ -226,6 +227,15 @@ def seal_file(path: Path, data: bytes) -> None:
             "Free space or mend the folder's rights, then resume; nothing was released.",
         ) from error
     failpoint("seal.after_rename")
+
+
+def make_folder(folder: Path) -> None:
+    """Make ``folder``, the owner's alone, and durably its name and those above it, whoever made them. Raises OSError."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for place in (folder, *folder.parents):
+        if place.is_mount() or not os.access(place.parent, os.R_OK | os.W_OK):
+            break  # not made by us, or not on this disk
+        sync_folder(place.parent)
 
 
 def sync_folder(folder: Path) -> None:

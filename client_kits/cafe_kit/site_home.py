@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from cafe_kit.errors import CafeError
-from cafe_kit.release import sync_folder
+from cafe_kit.release import make_folder, sync_folder
 
 LOG_BYTES = 5_000_000  # then the log moves to site.log.1, which is overwritten
 
@@ -27,7 +27,7 @@ LOG_BYTES = 5_000_000  # then the log moves to site.log.1, which is overwritten
 def make_private(folder: Path) -> None:
     """The folder, mode 0700, made when it is not there. Raises CAFE-133 when it cannot be, or others can read it."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         state = folder.stat()
     except OSError as error:
         raise CafeError(
