@@ -12,7 +12,7 @@ import streamlit as st
 
 from app import dialogs, frame, join_request, kit_form, site_history_view, widgets
 from app.site_form import KINDS
-from pipeline import accounting, connection_check, enrolling, federations, joined_sites
+from pipeline import connection_check, enrolling, federations, joined_sites
 from pipeline.joined_sites import JoinedSite
 from pipeline.ledger_comparison import Comparison
 from pipeline.site_history import History
@@ -74,9 +74,7 @@ def spent(history: History, comparison: Comparison | None) -> str:
     """By the figure that counts of the two ledgers; where they differ, that they do."""
     if comparison is None or comparison.site is None or comparison.site.charges + comparison.server.charges == 0:
         return history.spent
-    figure = f"ε {comparison.used.epsilon:g} at δ {accounting.shown(comparison.delta)}"
-    words = history.spent if history.spent == accounting.NO_GUARANTEE else figure
-    return words if comparison.agrees else f"{words} · ledgers differ"
+    return comparison.spent if comparison.agrees else f"{comparison.spent} · ledgers differ"
 
 
 def detail(site: JoinedSite, history: History, comparison: Comparison | None, *, drafted: bool) -> None:
@@ -105,8 +103,7 @@ def detail(site: JoinedSite, history: History, comparison: Comparison | None, *,
     if site.joined:
         _check(site)
     if comparison and comparison.agrees:
-        without = " Answers without noise are counted, and no ε can be told for them." if history.spent == accounting.NO_GUARANTEE else ""
-        st.caption(f":material/balance: {widgets.plain(comparison.sentence)}{without}")
+        st.caption(f":material/balance: {widgets.plain(comparison.sentence)}")
     if history.orders or history.charges or site.joined:
         site_history_view.tabs(history)
 

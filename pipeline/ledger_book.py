@@ -22,7 +22,7 @@ from pipeline import catalogue, site_accounts
 from pipeline.accounting import NO_GUARANTEE, epsilon_spent, shown
 from pipeline.home import home
 from pipeline.settings import RunSettings
-from pipeline.site_accounts import Account
+from pipeline.site_accounts import Account, Told
 from server_store.errors import StoreError
 from server_store.ledger import Charge, Ledger, LedgerRelease
 from server_store.store import Store
@@ -58,9 +58,10 @@ class Entry:
 class SiteTotal:
     """What one site of one federation has spent, over all runs.
 
-    counted: epsilon of its noised releases as this server counted them; reported: by the site's own ledger, None where that is
-    not on this machine. this_run: of it, the run that was asked for. at_limit: what the limit is compared with, at its own delta.
-    only_site, only_server: releases that one of the two has charged and the other has not, but for runs that are under way.
+    counted: epsilon of its noised releases as this server counted them; reported: by the site's own ledger, or by what a site of another
+    machine said of it (told); None where nothing is known of it. this_run: of it, the run that was asked for. at_limit: what the limit is
+    compared with, at its own delta. releases: by either ledger; charged: by this server's. only_site, only_server: releases that one of the
+    two has charged and the other has not, but for runs that are under way.
     """
 
     federation: str
@@ -70,6 +71,7 @@ class SiteTotal:
     reported: float | None
     this_run: float | None
     releases: int
+    charged: int
     without_noise: int
     runs: int
     limit: float | None
@@ -79,6 +81,7 @@ class SiteTotal:
     only_server: int
     own_head: str
     problem: CafeError | None
+    told: Told | None = None
 
     @property
     def spent(self) -> float:
@@ -96,7 +99,7 @@ class SiteTotal:
 
     @property
     def difference(self) -> str:
-        """What to say where site and server do not agree; empty where they do."""
+        """What to say where a site of this machine and the server do not agree; empty where they do."""
         if self.reported is None or not (self.only_site or self.only_server):
             return ""
         used = "The site's figure is used." if self.reported >= self.counted else "This server's figure is used, the larger one."
@@ -109,6 +112,20 @@ class SiteTotal:
         if self.reported == self.counted:
             figures = f"Site {self.site} and this server did not charge the same releases; by both it spent ε {self.counted:g}."
         return " ".join([figures, *reasons])
+
+    @property
+    def own_word(self) -> str:
+        """What the site's own ledger says beside ``difference``, in words; empty where nothing is known of it."""
+        if self.reported is None or self.difference:
+            return ""
+        if self.told is None:
+            return "The site's own ledger says the same." if self.reported == self.counted else ""
+        if self.reported == self.counted and self.told.charges == self.charged:
+            return "The site's own ledger says the same, by its last answer."
+        if not self.told.charges:
+            return "By its last answer the site's own ledger holds nothing."
+        figure = f"ε {self.reported:g}" if self.told.mu_squared else NO_GUARANTEE
+        return f"By its last answer the site's own ledger holds {_times(self.told.charges, 'answer')}: {figure}."
 
     @property
     def sentence(self) -> str:
@@ -241,7 +258,12 @@ def _total(federation: str, site: str, charges: list[Charge], seat: Account, del
     ours = {_place(charge) for charge in charges}
     limit, limit_delta = (seat.policy.max_epsilon, seat.policy.delta) if seat.policy else (None, delta)
     of_run = [charge for charge in charges if charge.run == run]
+    told, noised = seat.told, [charge.mu2 for charge in charges if charge.mu2 is not None]
+    cost, bare = float(sum(noised, Fraction(0))), len({_place(charge) for charge in [*charges, *(own or ())] if charge.mu2 is None})
     counted, reported = _epsilon(charges, delta), None if own is None else _epsilon(own, delta)
+    at_limit = max(_epsilon(charges, limit_delta), _epsilon(own or [], limit_delta))
+    if told:
+        reported, at_limit = told.epsilon(delta, cost, counted), max(at_limit, told.epsilon(limit_delta, cost, at_limit))
     return SiteTotal(
         federation=federation,
         site=site,
@@ -249,16 +271,18 @@ def _total(federation: str, site: str, charges: list[Charge], seat: Account, del
         counted=counted,
         reported=reported,
         this_run=_epsilon(of_run, delta) if of_run else None,
-        releases=len(ours | theirs),
-        without_noise=len({_place(charge) for charge in [*charges, *(own or ())] if charge.mu2 is None}),
+        releases=max(len(ours | theirs), told.charges if told else 0),
+        charged=len(ours),
+        without_noise=max(bare, told.bare(cost, len(noised)) if told else 0),
         runs=len({place[0] for place in ours | theirs}),
         limit=limit,
         limit_delta=limit_delta,
-        at_limit=max(_epsilon(charges, limit_delta), _epsilon(own or [], limit_delta)) if limit else 0.0,
+        at_limit=at_limit if limit else 0.0,
         only_site=_ended(theirs - ours, moving) if own is not None else 0,
         only_server=_ended(ours - theirs, moving) if own is not None else 0,
         own_head=seat.head,
         problem=seat.problem,
+        told=told,
     )
 
 

@@ -185,8 +185,8 @@ def _site_sum(total: SiteTotal) -> str:
 def _own(total: SiteTotal) -> Iterable[str]:
     yield total.limit_sentence
     yield total.problem.message if total.problem else total.difference
-    if total.reported is None:
-        yield "The site's own ledger is not on this machine; ask the site for its figure."
+    if total.reported is None or total.told:
+        yield f"The site's own ledger is not on this machine; ask the site for its figure. {total.own_word}".rstrip()
     elif not total.difference and not total.problem:
         yield f"The site's own ledger agrees with this server's, release by release (last charge {total.own_head[:16]}…)."
 

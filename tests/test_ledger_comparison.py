@@ -79,6 +79,38 @@ def test_runs_without_noise_are_answers_that_cost_nothing(tmp_path):
     assert compare(kit(3, 0.0), ledgers.server(tmp_path, None, (6, 7, 8), run="demo-20260102-030405-ffff")).server.charges == 8
 
 
+def test_answers_without_noise_have_no_epsilon_and_that_is_said(tmp_path):
+    ledger = ledgers.server(tmp_path, None, (1, 2, 3))
+    found = compare(kit(3, 0.0), ledger)
+    assert found.agrees and found.spent == "no formal guarantee"
+    assert found.sentence == ("north and this server agree: 3 answers without noise, for which there is no formal guarantee and no ε.")
+    differ, silent = compare(kit(5, 0.0), ledger), compare(kit(), ledger)
+    nobody = compare(kit(2, 0.0, site="east"), ledger)  # its round was never released
+    for one in (differ, silent, nobody):
+        assert one.spent == "no formal guarantee" and "ε 0" not in one.sentence and "without noise" in one.sentence
+    assert not differ.agrees and "this server counted no release" in nobody.sentence
+
+
+def test_of_answers_with_and_without_noise_the_figure_covers_those_with(tmp_path):
+    ledgers.server(tmp_path, None, (1, 2, 3))
+    ledger = ledgers.server(tmp_path, 4.0, (4, 5))
+    found = compare(kit(5, mu2(ledger)), ledger)
+    assert found.spent == "no formal guarantee" and found.site.bare == found.server.bare == 3
+    assert found.sentence.endswith("5 answers, ε 4 at δ 1e-5, 3 of them without noise and so with no formal guarantee.")
+    (tmp_path / "noised").mkdir()
+    noised = ledgers.server(tmp_path / "noised", 4.0)
+    more = compare(kit(4, mu2(noised)), noised)
+    assert more.site.bare == 2 and more.spent == "no formal guarantee", "two more answers cost nothing, so they had no noise"
+    dearer = compare(kit(4, 2 * mu2(noised)), noised)
+    assert dearer.site.bare == 0 and dearer.spent == f"ε {dearer.site.epsilon:g} at δ 1e-5"
+
+
+def test_nothing_spent_is_no_figure(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.db")
+    assert {compare(one, ledger).spent for one in (kit(), kit(0, 0.0))} == {"nothing"}
+    assert compare(kit(0, 0.0), ledger).sentence == "north and this server agree: no answer."
+
+
 def test_other_sites_and_other_federations_do_not_count(tmp_path):
     ledgers.server(tmp_path, 2.0, run=OTHER)
     ledger = ledgers.server(tmp_path, 4.0)

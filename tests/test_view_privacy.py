@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pipeline import enrolling, federations
+from pipeline import enrolling, federations, ledger_book, ledger_comparison, statement
+from pipeline.home import home
 from server_store.ledger import Ledger
 from server_store.store import Store
 from tests import ledgers, plans
@@ -125,6 +126,68 @@ def test_many_sites_stand_in_a_table(cafe_home: Path) -> None:
     ledgers.server(cafe_home, 4.0, sites=tuple(f"site{n:02}" for n in range(40)))
     page = _page()
     assert not page.metric and len(page.dataframe) == 2 and len(page.dataframe[0].value) == 40
+
+
+def _joined(tmp_path: Path) -> str:
+    """A site of another machine, which was let in; its kit's serial."""
+    made = federations.create("clinics", "classification", "messages to a clinic")
+    federations.save("clinics", {**made.data, "task": {**made.data["task"], "labels": ["billing", "records"]}})
+    site = Site(enrolling.issue("clinics", "hpc", "gpu"))
+    enrolling.receive(site.ask(tmp_path / "request"))
+    enrolling.approve(site.info.serial, site.words)
+    return site.info.serial
+
+
+ELSEWHERE = "clinics-20260101-000000-abcd"
+
+
+def _says(serial: str, charges: int, mu_squared: float) -> None:
+    enrolling.store().saw(serial, {"time": 1.0, "charges": charges, "mu_squared": mu_squared})
+
+
+def _cost(ledger: Ledger) -> float:
+    return float(sum((charge.mu2 or Fraction(0) for charge in ledger.charges(site="hpc")), Fraction(0)))
+
+
+def _on_sites(store: Store, serial: str) -> ledger_comparison.Comparison:
+    return ledger_comparison.compare(enrolling.find(serial), Ledger(home() / "ledger.db"), store)
+
+
+@pytest.mark.parametrize(("charges", "share", "used"), [(2, 1.0, "server"), (3, 1.5, "site"), (1, 0.5, "server"), (0, 0.0, "server")])
+def test_of_a_site_elsewhere_the_larger_figure_counts_here_and_on_sites(
+    cafe_home: Path, tmp_path: Path, charges: int, share: float, used: str
+) -> None:
+    serial = _joined(tmp_path)
+    ledger = ledgers.server(cafe_home, 4.0, run=ELSEWHERE, sites=("hpc",))
+    _says(serial, charges, share * _cost(ledger))
+    page, store = _page(), Store(cafe_home / "store.db")
+    compared = _on_sites(store, serial)
+    assert compared.used == getattr(compared, used) and [one.value for one in page.metric] == [f"{compared.used.epsilon:g}"]
+    (total,) = ledger_book.read(store).sites
+    assert total.spent == total.at_limit == compared.used.epsilon and (total.spent > 4.0) == (used == "site")
+    assert bool(page.warning) == (charges != 2) and ("says the same" in _told(page)) == (charges == 2)
+    assert f"ε {compared.used.epsilon:g} of its own limit 3" in _told(page)
+    assert total.own_word in statement.site_html("clinics", "hpc").replace("&#x27;", "'")
+
+
+def test_a_site_elsewhere_that_answered_without_noise_has_no_guarantee(cafe_home: Path, tmp_path: Path) -> None:
+    serial = _joined(tmp_path)
+    _says(serial, 2, 0.0)  # to a round that was never released
+    page = _page()
+    assert not page.metric and "No formal guarantee: 2 releases without noise." in _told(page)
+    assert "holds 2 answers: no formal guarantee" in _told(page) and "ε 0" not in _told(page).split("Spent per site")[1]
+    ledgers.server(cafe_home, None, run=ELSEWHERE, sites=("hpc",), stage=2)
+    page = _page()
+    assert not page.metric and not page.warning and "the same, by its last answer" in _told(page)
+
+
+def test_more_answers_at_the_same_cost_had_no_noise(cafe_home: Path, tmp_path: Path) -> None:
+    serial = _joined(tmp_path)
+    ledger = ledgers.server(cafe_home, 4.0, run=ELSEWHERE, sites=("hpc",))
+    _says(serial, 5, _cost(ledger))
+    page = _page()
+    assert [one.value for one in page.metric] == ["4"] and "3 more without noise: no formal guarantee for these" in _told(page)
+    assert "says the same" not in _told(page) and "holds 5 answers: ε 4." in _told(page)
 
 
 def test_a_site_elsewhere_has_the_limit_that_it_consented_to_and_its_own_figure(cafe_home: Path, tmp_path: Path) -> None:

@@ -174,9 +174,7 @@ def _told(total: SiteTotal, noised: bool) -> list[str]:
         parts.append(f"Of it in the chosen run: ε {total.this_run:g}.")
     if noised and total.share is None:
         parts.append(total.limit_sentence)
-    if total.reported == total.counted and not total.difference:
-        parts.append("The site's own ledger says the same.")
-    return parts
+    return [*parts, total.own_word]
 
 
 def _site_table(totals: list[SiteTotal]) -> None:

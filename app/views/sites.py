@@ -179,11 +179,11 @@ def _row(site: dict[str, Any], history: History, now: dict[str, SiteNow], check:
 
 
 def _compared(store: Desk, sites: dict[str, JoinedSite]) -> dict[str, Comparison]:
-    """The two ledgers about each site that has joined; a difference is said above the list."""
+    """The two ledgers about each site that has joined, or had; a difference is said above the list while it takes part."""
     ledger = Ledger(home() / "ledger.db")
-    found = {name: ledger_comparison.compare(site.kit, ledger, store) for name, site in sites.items() if site.joined}
-    for comparison in found.values():
-        if not comparison.agrees:
+    found = {name: ledger_comparison.compare(site.kit, ledger, store) for name, site in sites.items() if site.joined or site.kit.seen}
+    for name, comparison in found.items():
+        if sites[name].joined and not comparison.agrees:
             st.warning(widgets.plain(comparison.sentence), icon=":material/difference:")
     return found
 
