@@ -119,8 +119,12 @@ def _ask_who_is_here(ctx: RunContext, here: set[str], told: dict[str, str]) -> N
             here.add(name)
             tell(len(here), len(ctx.settings.sites))
         elif name not in ctx.settings.joined:
+            log = ctx.home / "sites" / ctx.settings.name / name / "log" / "site.log"
+            hint = f"{log} says what and where. " if answer.code.startswith("CAFE-2") and log.is_file() else ""
             raise CafeError(
-                answer.code or "CAFE-123", f"Site {name!r}: {answer.sentence}", "Mend the site's data or settings, then resume the run."
+                answer.code or "CAFE-123",
+                f"Site {name!r}: {answer.sentence}",
+                f"{hint}Mend the site's data or settings, then resume the run.",
             )
         elif told.get(name) != (why := f"is not there: {answer.code} {answer.sentence}"):
             told[name] = why

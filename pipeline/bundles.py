@@ -111,9 +111,8 @@ def write(target: Path, entries: Entries, *, sums: bool = False) -> None:
                 _add(archive, "SHA256SUMS", "".join(f"{sha256}  {name}\n" for name, sha256 in hashes.items()).encode())
         beside.replace(target)
     except OSError as error:
-        raise StoreError(
-            "CAFE-652", f"The disk refused a file ({error.strerror or type(error).__name__}).", "Make room on the disk, then ask again."
-        ) from error
+        todo = "Make room on the disk, then ask again." if target.parent.is_dir() else f"Make the folder {target.parent} first."
+        raise StoreError("CAFE-652", f"The disk refused a file ({error.strerror or type(error).__name__}).", todo) from error
     finally:
         beside.unlink(missing_ok=True)
 

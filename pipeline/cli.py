@@ -95,7 +95,11 @@ def status(
         found = [store.run(run_id)] if run_id else store.runs()
         print_json([watch.as_json(one) for one in found])
     elif run_id:
-        _ended(watch.follow(store, run_id, _console), Format.text)
+        seen = watch.follow(store, run_id, _console, stops=False)
+        if seen.active and seen.shown_state != "Lost contact":
+            _console.print(f"\nRun {run_id} goes on; `cafe stop {run_id}` ends it.", highlight=False, soft_wrap=True)
+            return
+        _ended(seen, Format.text)
     else:
         _console.print(watch.runs_table(store.runs()) if store.runs() else "No runs yet. `cafe demo` starts one.")
 
@@ -154,7 +158,7 @@ def doctor(format: AsFormat = Format.text) -> None:
     else:
         for one in found:
             mark = "[green]ok  [/green]" if one.ok else "[red]FAIL[/red]"
-            _console.print(f"{mark} {one.name}: {one.detail}" + ("" if one.ok else f" {one.hint}"), highlight=False)
+            _console.print(f"{mark} {one.name}: {one.detail}" + ("" if one.ok else f". {one.hint}"), highlight=False, soft_wrap=True)
     raise typer.Exit(0 if all(one.ok for one in found) else 1)
 
 
@@ -191,7 +195,7 @@ def main() -> None:
         app(standalone_mode=True)
     except (CafeError, StoreError) as error:
         told = {"code": error.code, "message": error.message, "hint": error.hint}
-        if "json" in sys.argv:
+        if "json" in sys.argv or "--format=json" in sys.argv:
             print_json({"error": told})
         else:
             _tell(told)

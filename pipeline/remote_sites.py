@@ -26,7 +26,7 @@ from pipeline import site_words
 from pipeline.depots import Depot
 from pipeline.messengers import Messenger
 from pipeline.settings import SERVER_SEATS
-from pipeline.sites import Answer, Answers, Envelope, listen
+from pipeline.sites import WAITS_FOR_ADMIN, Answer, Answers, Envelope, listen
 from server_store.errors import StoreError
 from server_store.site_kits import SiteKit, SiteKits
 
@@ -219,7 +219,7 @@ class RemoteSites:
         _remember(kits, trip.kit, reply)
         if reply.status != "ok":
             if reply.code == _WAITING:
-                answers.put((reply.site, "waits for its admin", 0, 0))
+                answers.put((reply.site, WAITS_FOR_ADMIN, 0, 0))
                 trip.send_at = time.monotonic() + AGAIN_S
             elif reply.code in _PASSING or (reply.code in _OTHER and trip.renewed < _ANEW):
                 trip.damaged = reply.code in _OTHER

@@ -21,7 +21,7 @@ from cafe_kit.release import Box, body_from_bytes
 
 from pipeline import body_limits
 from pipeline.context import RunContext
-from pipeline.sites import Answer, Envelope
+from pipeline.sites import WAITS_FOR_ADMIN, Answer, Envelope
 from server_store.rows import OrderRow, Step
 
 Schema = Mapping[str, tuple[tuple[int, ...], str]]
@@ -85,10 +85,14 @@ def gather(ctx: RunContext, *rounds: Round) -> list[Gathered]:
     failpoint("round.before_ask")
     found: dict[str, dict[str, _Body]] = {asked.name: {} for asked in rounds}
     shares: dict[str, float] = {}
+    looks: set[str] = set()
     tell = ctx.progress(rounds[0].title)
 
     def at_work(site: str, doing: str, done: int, of: int) -> None:
         shares[site] = done / of if of else 0.0
+        if doing == WAITS_FOR_ADMIN and site not in looks:
+            looks.add(site)
+            ctx.say("its admin looks at the answer before it leaves; the round waits until its deadline", site=site)
         ctx.at_site(site, doing, done, of)
         tell(int(100 * sum(shares.values())), 100 * len(envelopes))
 

@@ -24,13 +24,32 @@ def in_words(error: ValidationError, schema: type[BaseModel]) -> CafeError:
         return CafeError("CAFE-601", f"Unknown setting {where!r}.", hint)
     if first["type"] == "missing":
         return CafeError("CAFE-602", f"The setting {where!r} is missing.", "Add it; docs/reference.md lists every setting.")
-    reason = first["msg"].removeprefix("Value error, ")
+    reason = _reason(first)
     given = first.get("input")
     shown = f" (given: {given!r})" if isinstance(given, (int, float, str, bool)) and len(str(given)) <= 80 else ""
     named = "" if reason.startswith(("sites", "stage", "task")) else f"{where!r}: "
     return CafeError(
         "CAFE-602", f"A setting was refused. {named}{reason}{shown}.", "Mend it; docs/reference.md says what each setting may be."
     )
+
+
+def _reason(first: Any) -> str:
+    """What the setting may be, in words; pydantic's own where they do."""
+    kind, more = first["type"], first.get("ctx", {})
+    if kind == "model_type" and first["loc"][:1] == ("privacy",):
+        return "may be off, or {epsilon, delta}"
+    if kind == "model_type":
+        return "is a section of its own: settings below it, indented"
+    if kind == "too_short" and first["loc"] == ("sites",):
+        return "sites: there is none yet; write them into the file, or let sites of other machines join (`cafe site add`)"
+    if kind == "string_pattern_mismatch":
+        return "letters, digits, dot, dash and underscore alone, at most 64 of them"
+    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+        words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+        return next(f"must be {words[sign]} {bound:g}" for sign, bound in more.items() if sign in words)
+    if kind in ("float_parsing", "int_parsing", "int_from_float", "float_type", "int_type"):
+        return "must be a whole number" if kind.startswith("int") else "must be a number"
+    return str(first["msg"]).removeprefix("Value error, ")
 
 
 def _fields_at(schema: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

@@ -255,11 +255,13 @@ class RunSettings(_Section):
 
     def test_records(self) -> list[Record]:
         """The public test set."""
-        return read(DataSource(self.test, self.task.columns), self.public_task())
+        return _public("test", self.test, self.task.columns, self.public_task())
 
     def examples(self) -> list[Record]:
         """The invented public examples; empty without a file."""
-        return read(DataSource(self.task.examples, self.task.columns), self.public_task()) if self.task.examples else []
+        if self.task.examples is None:
+            return []
+        return _public("task.examples", self.task.examples, self.task.columns, self.public_task())
 
     def source(self, site: SiteSettings) -> DataSource:
         """Where the data of a site of this machine lie, in its own columns."""
@@ -325,6 +327,14 @@ def to_yaml(settings: RunSettings) -> str:
     yaml.default_flow_style = False
     yaml.dump(json.loads(settings.model_dump_json(exclude_none=True)), out)
     return out.getvalue()
+
+
+def _public(setting: str, file: Path, columns: dict[str, str], task: Task) -> list[Record]:
+    """The records of a public file; what is wrong in it is told with its name."""
+    try:
+        return read(DataSource(file, columns), task)
+    except CafeError as error:
+        raise CafeError(error.code, f"{setting}, {file.name}: {error.message}", error.hint) from None
 
 
 def _word(column: str) -> str:

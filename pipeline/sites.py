@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from pipeline import site_words
 
+WAITS_FOR_ADMIN = "waits for its admin"  # what a joined site does while its outbox is in review mode
 _MAX_LINE = 256 * 1024
 _START_S = 120.0
 

@@ -81,8 +81,12 @@ def score(ctx: RunContext, attempt: int, phase: str, round: int, adapter: Step |
     ctx.metric(phase, round, kind, float(figure[kind]), found.n)
     shown = f"{figure[kind]:.1%}" if kind == "accuracy" else f"{figure[kind]:.3f}"
     what = {"zero_shot": "base model", "synthetic_only": "synthetic only"}.get(phase, f"round {round} of {ctx.settings.stage2.rounds}")
-    left = (ctx.settings.stage2.rounds - round) * (time.monotonic() - begun) / 60 if begun else 0.0
-    ctx.say(f"{what}: {kind} {shown} on {found.n} public test records" + (f"; about {left:.1f} minutes left then" if left else ""))
+    left = (ctx.settings.stage2.rounds - round) * (time.monotonic() - begun) if begun else 0.0
+    ctx.say(f"{what}: {kind} {shown} on {found.n} public test records" + (f"; about {_span(left)} left" if left else ""))
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 
 def save_adapter(ctx: RunContext, adapter: Step, name: str, card: str = "") -> Path:

@@ -21,8 +21,11 @@ from server_store.store import Store
 _STYLE = {"info": "", "warning": "yellow", "error": "bold red"}
 
 
-def follow(store: Store, run_id: str, console: Console) -> Run:
-    """Print events as they come and a bar for the current phase, until the run has ended. Ctrl-C stops the run."""
+def follow(store: Store, run_id: str, console: Console, *, stops: bool = True) -> Run:
+    """Print events as they come and a bar for the current phase, until the run has ended.
+
+    ``stops``: Ctrl-C stops the run, for whoever has started it here; else it ends the looking on alone.
+    """
     seen, asked = 0, False
     columns = (
         TextColumn("{task.description}"),
@@ -40,7 +43,7 @@ def follow(store: Store, run_id: str, console: Console) -> Run:
                 run = store.run(run_id)
                 for event in store.events(run_id, seen):
                     seen = event.id
-                    bars.console.print(_line(event), style=_STYLE[event.level], highlight=False, markup=False)
+                    bars.console.print(_line(event), style=_STYLE[event.level], highlight=False, markup=False, soft_wrap=True)
                 now = store.progress(run_id)
                 if now and now.phase != phase:
                     phase = now.phase
@@ -51,7 +54,7 @@ def follow(store: Store, run_id: str, console: Console) -> Run:
                     return run
                 time.sleep(0.3)
             except KeyboardInterrupt:
-                if asked:
+                if asked or not stops:
                     return store.run(run_id)
                 asked = True
                 store.command(run_id, "stop now")
@@ -85,21 +88,22 @@ def closing(results: Mapping[str, Any], console: Console) -> None:
         else:
             console.print(f"{title}: no formal guarantee", highlight=False)
     split = ", ".join(f"{phase} {value:.0f} s" for phase, value in results["seconds"].items() if phase != "total")
-    console.print(f"time: {results['seconds']['total']:.0f} s ({split})", highlight=False)
+    console.print(f"time: {results['seconds']['total']:.0f} s ({split})", highlight=False, soft_wrap=True)
     console.print(f"adapter: {results['adapter']}", highlight=False, soft_wrap=True)
     if results["synthetic"]:
         console.print(f"synthetic set: {results['synthetic']}", highlight=False, soft_wrap=True)
 
 
 def runs_table(runs: list[Run]) -> Table:
-    """All runs, the newest first."""
-    table = Table()
-    for name in ("run", "state", "started (UTC)", "took", "folder"):
-        table.add_column(name, overflow="fold", no_wrap=name == "run")
+    """All runs, the newest first; with their folders where one lies elsewhere than all do (``cafe run --out``)."""
+    named = any(Path(run.folder).name != run.id for run in runs)
+    table = Table(box=None)
+    for name in ("run", "state", "started", "took", *(("folder",) if named else ())):
+        table.add_column(name, overflow="fold", no_wrap=name != "folder")
     for run in runs:
-        begun = time.strftime("%Y-%m-%d %H:%M", time.gmtime(run.started)) if run.started else "-"
+        begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started)) if run.started else "-"
         took = f"{(run.finished or time.time()) - run.started:.0f} s" if run.started else "-"
-        table.add_row(run.id, run.shown_state, begun, took, str(Path(run.folder)))
+        table.add_row(run.id, run.shown_state, begun, took, *((run.folder,) if named else ()))
     return table
 
 

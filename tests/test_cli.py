@@ -1,6 +1,7 @@
 """The command line, as a person and as a script use it: real processes, tiny fakes for the models."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -77,6 +78,13 @@ def test_stop_after_the_round(tmp_path):
         if federation.store.step(run, "stage2/1/1/score"):
             break
         time.sleep(0.1)
+    looks = [sys.executable, "-m", "pipeline.cli", "status", run]
+    with subprocess.Popen(looks, env=federation.environment, cwd=ROOT, stdout=subprocess.PIPE, text=True) as looking:
+        assert looking.stdout is not None
+        first = looking.stdout.readline()
+        looking.send_signal(signal.SIGINT)  # ends the looking on, not the run
+        assert "goes on" in first + looking.stdout.read() and looking.wait() == 0
+    assert federation.store.run(run).command is None and federation.store.run(run).state == "Running"
     cafe(federation, "stop", run)
     for _ in range(200):
         if federation.store.run(run).state == "Stopped":
@@ -93,6 +101,8 @@ def test_bad_data_at_a_site_ends_the_start_and_is_named(tmp_path):
     (federation.folder / "weak1.jsonl").write_text('{"text": "secret complaint", "label": "no such label"}\n' * 3)
     said = cafe(federation, "run", federation.config, code=1)
     assert "CAFE-2" in said and "weak1" in said and "secret" not in said and "no such label" not in said
+    log = federation.home / "sites" / "tiny" / "weak1" / "log" / "site.log"
+    assert f"{log} says what and where" in said and "Line 1 has a label" in log.read_text()
     (federation.folder / "weak1.jsonl").write_text(good)
     run = federation.store.runs()[0].id
     cafe(federation, "resume", run)
@@ -125,3 +135,4 @@ def test_an_error_is_json_for_machines(tmp_path):
     federation = Federation(tmp_path / "f")
     told = json.loads(cafe(federation, "run", tmp_path / "nowhere.yaml", "--format", "json", code=2))
     assert told["error"]["code"] == "CAFE-603" and told["error"]["hint"]
+    assert json.loads(cafe(federation, "status", "nobody", "--format=json", code=2))["error"]["code"] == "CAFE-655"

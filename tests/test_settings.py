@@ -96,17 +96,18 @@ def test_privacy_in_short(folder, privacy, stage1, stage2, ffa):
         ("stage2: {rounds: 5}", "stage2: {rounds: 0}", "CAFE-602", ("stage2.rounds", "0")),
         ("stage2: {rounds: 5}", "stage2: {lora_rank: 0}", "CAFE-602", ("lora_rank",)),
         ("stage2: {rounds: 5}", "stage2: {quorum: 2}", "CAFE-602", ("quorum", "above")),
-        ("stage1: {rounds: 2}", "stage1: {rounds: two}", "CAFE-602", ("stage1.rounds",)),
+        ("stage1: {rounds: 2}", "stage1: {rounds: two}", "CAFE-602", ("stage1.rounds", "must be a whole number")),
+        ("stage2: off", "stage2: of", "CAFE-602", ("privacy.stage2", "may be off, or {epsilon, delta}", "'of'")),
         ("stage1: {rounds: 2}", "stage1: {survivors_per_label: 9}", "CAFE-602", ("survivors_per_label",)),
         ("epsilon: 8", "epsilon: 0", "CAFE-602", ("epsilon",)),
-        ("epsilon: 8", "epsilon: -1", "CAFE-602", ("epsilon",)),
+        ("epsilon: 8", "epsilon: -1", "CAFE-602", ("epsilon", "must be above 0")),
         ("epsilon: 8", "epsilon: .nan", "CAFE-602", ("epsilon",)),
         ("epsilon: 8", "epsilon: 1,0", "CAFE-60", ()),
         ("delta: 1.0e-5", "delta: 1", "CAFE-602", ("delta",)),
         ("delta: 1.0e-5", "delta: 0", "CAFE-602", ("delta",)),
         ("name: lab,", "name: north,", "CAFE-602", ("two sites", "north")),
         ("name: lab,", "name: North,", "CAFE-602", ("two sites",)),
-        ("name: lab,", "name: a/b,", "CAFE-602", ("sites.1.name",)),
+        ("name: lab,", "name: a/b,", "CAFE-602", ("sites.1.name", "letters, digits, dot")),
         ("name: lab,", "name: ../lab,", "CAFE-602", ("sites.1.name",)),
         ("name: lab,", "name: proxy.north,", "CAFE-602", ("proxy",)),
         ("kind: gpu", "kind: tpu", "CAFE-602", ("sites.1.kind",)),
@@ -153,3 +154,17 @@ def test_every_setting_says_what_it_is():
                 yield f"{model.__name__}.{name}", field.description
 
     assert [name for name, text in walk(RunSettings) if not text] == []
+
+
+def test_a_federation_without_sites_says_how_to_get_some(folder):
+    start, end = MINIMAL.index("sites:"), MINIMAL.index("test: test.jsonl")
+    refused(folder, MINIMAL[:start] + "sites: []\n" + MINIMAL[end:], "CAFE-602", "there is none yet", "cafe site add")
+
+
+def test_what_is_wrong_in_a_public_file_is_told_with_its_name(folder):
+    settings = read(folder, MINIMAL)
+    for name, setting, looks in (("test.jsonl", "test", settings.test_records), ("examples.jsonl", "task.examples", settings.examples)):
+        (folder / name).write_text('{"txet": "a", "intent": "yes"}\n')
+        with pytest.raises(CafeError) as caught:
+            looks()
+        assert caught.value.code == "CAFE-206" and caught.value.message.startswith(f"{setting}, {name}: There is no column 'text'")

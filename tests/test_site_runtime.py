@@ -24,7 +24,7 @@ from cafe_kit.inputs import hash_file
 from cafe_kit.orders import Reply, order_hash, parse, verify
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from tests.fakes import BY_SITE, TinyEngine
+from tests.fakes import BY_SITE, NO_NOISE, TinyEngine
 from tests.site_place import MARK, Place, make_place
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -198,6 +198,20 @@ def test_a_refusal_of_the_seat_comes_through(place: Place) -> None:
     assert reply(place, answer(place, asked | {"transport": {}})).code == "CAFE-101"
 
 
+def test_what_left_without_noise_is_not_told_as_costing_nothing(place: Place) -> None:
+    policy = place.home / "policy.toml"
+    policy.write_text(policy.read_text().replace("allow_without_noise = false", "allow_without_noise = true"))
+    bodies(place).mkdir(parents=True)
+    order = place.server.order("north", "vote", NO_NOISE)
+    asked = place.server.ask(order)
+    asked["transport"]["output"] = str(bodies(place) / order_hash(order))
+    assert reply(place, answer(place, asked)).status == "ok"
+    assert "in 1 answer; 1 of them without noise, hence with no formal guarantee" in place.run("status").stdout
+    assert place.json("status")["without_guarantee"] == 1
+    shown = place.run("outbox", "show", "1").stdout
+    assert "body sha256: " in shown and "{" not in shown and "prev:" not in shown
+
+
 def test_the_models_of_the_kit_are_on_the_shelf(place: Place) -> None:
     from cafe_kit.inputs import hash_folder
 
@@ -291,6 +305,21 @@ def test_orders_are_answered_in_their_order_until_a_signal(exchange: Exchange) -
     said, _ = process.communicate(timeout=20)
     assert process.returncode == 0 and "answered: vote 1, run run" in said and "Ended." in said
     assert not (exchange.own / "alive.json").exists() and MARK not in said
+
+
+def test_an_answer_that_waits_for_the_admin_is_told_once(exchange: Exchange) -> None:
+    """The server asks for it every few seconds, for as long as he takes."""
+    place = exchange.place
+    assert place.run("limits", "set", "outbox=review").returncode == 0
+    asked, process = message(place), exchange.start()
+    for _ in range(3):
+        assert reply(place, exchange.answer_to(exchange.send(asked))).code == "CAFE-328"
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=20)
+    assert said.count("waits for your word: vote 1, run run") == 1 and "failed an order" not in said and "refused" not in said
+    explained = place.run("log", "--explain").stdout
+    assert explained.count("Waits for your word") == 1 and "CAFE-328" not in explained
+    assert "Waits for your word" in place.run("status").stdout
 
 
 def test_what_the_site_puts_there_is_readable_for_the_other_side(exchange: Exchange) -> None:

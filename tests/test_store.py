@@ -95,6 +95,18 @@ def test_lost_contact_is_never_shown_as_running(store, tmp_path):
     assert store.run("r1").shown_state == "Lost contact"
 
 
+def test_a_worker_that_died_under_its_follower_is_lost_at_once(store, tmp_path):
+    """A terminal that follows a run is its worker's parent: a killed worker stays in the process table until it is waited for."""
+    store.create_run("r1", "clinic", tmp_path / "1")
+    worker = subprocess.Popen(["sleep", "60"])
+    store.claim("r1", worker.pid)
+    assert store.run("r1").shown_state == "Running"
+    worker.kill()
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # dead, and not taken off the table
+    assert store.run("r1").shown_state == "Lost contact"
+    worker.wait()
+
+
 def test_events_metrics_progress(store, tmp_path):
     store.create_run("r1", "clinic", tmp_path / "1")
     epoch = store.claim("r1", os.getpid())

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,7 @@ def status(options: argparse.Namespace, out: Output) -> int:
         "waiting": len(outbox.waiting(home)),
         "last_order": last,
         "answers": len(done),
+        "without_guarantee": sum(item.charge.mechanism == "none" for item in done),
         "epsilon": done[-1].total if done else 0.0,
         "max_epsilon": policy.max_epsilon,
         "delta": policy.delta,
@@ -104,12 +107,20 @@ def _status_lines(settings: SiteSettings, told: dict[str, Any], policy: Policy) 
         *([f"service: {told['service']}"] if told["service"] else []),
         f"last order: {_minute(last['time'])}  {last['text']}" if last else "last order: none yet",
         f"outbox: {policy.outbox}, {_OUTBOX[policy.outbox]}" + (f"; {told['waiting']} wait" if told["waiting"] else ""),
-        f"privacy spent: {spent} at delta {policy.delta:g}, in {told['answers']} answers",
+        f"privacy spent: {spent} at delta {policy.delta:g}, in {_answers(told['answers'])}"
+        + (f"; {told['without_guarantee']} of them without noise, hence with no formal guarantee" if told["without_guarantee"] else ""),
     ]
 
 
+def _answers(count: int) -> str:
+    return "1 answer" if count == 1 else f"{count} answers"
+
+
 def _minute(moment: str) -> str:
-    return moment.replace("T", " ")[:16]
+    """A moment of the ledger or the log, which are kept in UTC, by the clock on the wall."""
+    with suppress(ValueError):
+        return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M")
+    return moment[:16]
 
 
 def log(options: argparse.Namespace, out: Output) -> int:
@@ -131,12 +142,24 @@ def show_outbox(options: argparse.Namespace, out: Output) -> int:
     if act == "show":
         (item,) = _chosen(found, number)
         document = explain.shown(item)
-        out.end(document, explain.sentence(item, policy), *(f"   {name}: {value}" for name, value in document.items()))
+        out.end(document, explain.sentence(item, policy), *(f"   {line}" for line in _facts(document)))
         return OK
     waits = [f"{sum(item.state == 'waits' for item in found)} wait for your word: cafe-site outbox approve N, or refuse N"]
     lines = (f"{item.number:6}  {explain.sentence(item, policy)}" for item in found)
     out.end([explain.shown(item) for item in found], *lines, *(waits if any(item.state == "waits" for item in found) else []))
     return OK
+
+
+def _facts(document: dict[str, Any]) -> Iterator[str]:
+    """A document as lines; what is empty is left out, and what has parts is written out, ``body sha256: ...``."""
+    for name, value in document.items():
+        if isinstance(value, dict):
+            yield from _facts({f"{name} {part}": each for part, each in value.items()})
+        elif isinstance(value, (list, tuple)):
+            separator = " / " if name == "mu_squared" else ", "
+            yield f"{name}: {separator.join(map(str, value))}"
+        elif value not in ("", None):
+            yield f"{name}: {'yes' if value is True else 'no' if value is False else value}"
 
 
 def _chosen(found: list[Sent], number: int | None) -> list[Sent]:

@@ -21,6 +21,7 @@ from cafe_kit.orders import Blob, Reply, parse
 from cafe_kit.outbox import state
 from cafe_kit.policy import Policy
 
+WAITS = "CAFE-328"  # the answer is ready and waits for the admin's word: nothing was refused, and the server asks again
 _FIRST_VALUES = 24
 _EVENTS = {
     "refused": "Refused an order: {code}. {sentence}",
@@ -149,7 +150,7 @@ def history(home: Path, policy: Policy, explained: bool) -> list[dict[str, str]]
     """What happened, oldest first: ``time`` and ``text``."""
     lines = []
     for event in _events(home):
-        if event.get("event") != "answered":  # the ledger tells these, with their cost
+        if event.get("event") != "answered" and event.get("code") != WAITS:  # the ledger tells these, with their cost
             lines.append({"time": str(event.get("time", "")), "text": _told(event) if explained else json.dumps(event, ensure_ascii=False)})
     lines += [{"time": item.charge.time, "text": sentence(item, policy)} for item in sent(home, policy.delta)]
     return sorted(lines, key=lambda line: line["time"])
@@ -158,7 +159,9 @@ def history(home: Path, policy: Policy, explained: bool) -> list[dict[str, str]]
 def last_order(home: Path, policy: Policy) -> dict[str, str] | None:
     """The newest line of the history that is about an order, answered or not."""
     lines = [
-        {"time": str(event.get("time", "")), "text": _told(event)} for event in _events(home) if event.get("event") in ("refused", "failed")
+        {"time": str(event.get("time", "")), "text": _told(event)}
+        for event in _events(home)
+        if event.get("event") in ("refused", "failed") and event.get("code") != WAITS
     ]
     lines += [{"time": item.charge.time, "text": sentence(item, policy)} for item in sent(home, policy.delta)[-1:]]
     return max(lines, key=lambda line: line["time"], default=None)

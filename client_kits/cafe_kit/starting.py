@@ -19,6 +19,7 @@ from cafe_kit.answering import Answering, problem
 from cafe_kit.connection import Connection, Folder
 from cafe_kit.engine import Engine, from_environment
 from cafe_kit.errors import CafeError
+from cafe_kit.explain import WAITS
 from cafe_kit.mailbox import Mailbox, Pulse
 from cafe_kit.site_folder import SiteSettings
 from cafe_kit.site_home import SiteHome
@@ -87,12 +88,13 @@ def _by_folder(home: Path, settings: SiteSettings, engine: Engine, say: Say, onc
     box, work = Mailbox(settings), Answering(home, settings, engine)
     box.open()
     say(f"{settings.site} is at work for {settings.federation}. Ctrl-C ends this; what is under way is done again at the next start.")
+    waits: set[str] = set()
     with Pulse(box, home) as pulse:
         while not _has_left(home, settings):
             try:
                 _hear_operator(home, settings)
                 for order in box.waiting():
-                    _answer(box, work, pulse, order, say)
+                    _answer(box, work, pulse, order, say, waits)
                 box.tidy()
                 if once:
                     return
@@ -107,7 +109,8 @@ def _by_folder(home: Path, settings: SiteSettings, engine: Engine, say: Say, onc
         say("The site has left the federation.")
 
 
-def _answer(box: Mailbox, work: Answering, pulse: Pulse, order: Path, say: Say) -> None:
+def _answer(box: Mailbox, work: Answering, pulse: Pulse, order: Path, say: Say, waits: set[str]) -> None:
+    """``waits``: orders whose answer waits for the admin; the server asks for it every few seconds, and the screen says so once."""
     try:
         message = box.read(order)
         pulse.begin(name_of(message.get("order")) if isinstance(message, dict) else "")
@@ -119,6 +122,11 @@ def _answer(box: Mailbox, work: Answering, pulse: Pulse, order: Path, say: Say) 
     finally:
         pulse.rest()
     box.put(order, told)
+    reply = told.get("reply", {})
+    if reply.get("code") == WAITS:
+        if reply["order_hash"] in waits:
+            return
+        waits.add(reply["order_hash"])
     say(f"{time.strftime('%H:%M:%S')} {_in_words(message if 'reply' in told else None, told)}")
 
 
@@ -127,10 +135,12 @@ def _in_words(message: Any, told: dict[str, Any]) -> str:
     if "problem" in told:
         return f"a message was not answered: {told['problem']['code']} {told['problem']['sentence']}"
     reply = told["reply"]
-    if reply["status"] != "ok":
+    if reply["status"] != "ok" and reply["code"] != WAITS:
         return f"{reply['status']} an order: {reply['code']} {reply['sentence']}"
     order = message["order"]
     what = {"hello": "a greeting", "result": "the finished adapter", "vote": "vote", "train": "training"}[order["params"]["kind"]]
+    if reply["code"] == WAITS:
+        return f"waits for your word: {what} {order['round']}, run {order['run']}. See it with: cafe-site outbox"
     number = f" {order['round']}" if reply["outputs"] else ""
     return f"answered: {what}{number}, run {order['run']}"
 
