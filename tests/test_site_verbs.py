@@ -214,6 +214,56 @@ def test_limits_that_were_consented_to_come_back(place: Place) -> None:
     assert "CAFE-102" in place.run("limits", "restore").stderr and not (place.home / "policy.toml").exists()
 
 
+@pytest.mark.parametrize("mode", ["auto", "review", "dry-run"])
+def test_limits_that_come_back_let_answers_out_no_more_freely(place: Place, mode: str) -> None:
+    place.run("limits", "set", f"outbox={mode}")
+    (place.home / "policy.toml").unlink()
+    done = place.run("limits", "restore")
+    assert done.returncode == 0 and f"not loosened: outbox = {mode}" in done.stdout
+    assert load_policy(place.home / "policy.toml").outbox == mode == place.json("limits")["outbox"]
+
+
+def test_a_mode_that_was_written_by_hand_counts_once_it_was_read(place: Place) -> None:
+    policy = place.home / "policy.toml"
+    policy.write_text(policy.read_text().replace('outbox = "auto"', 'outbox = "review"'))
+    assert place.json("status")["outbox"] == "review"
+    policy.write_text("outbox = 7")
+    assert "CAFE-316" in place.run("status").stderr
+    policy.unlink()
+    assert place.run("limits", "restore").returncode == 0 and load_policy(policy).outbox == "review"
+
+
+def test_a_raise_that_nobody_confirmed_is_not_the_mode_that_comes_back(place: Place) -> None:
+    place.run("limits", "set", "outbox=review")
+    assert "CAFE-341" in place.run("limits", "set", "outbox=auto").stderr  # nobody at a terminal
+    (place.home / "policy.toml").unlink()
+    place.run("limits", "restore")
+    assert load_policy(place.home / "policy.toml").outbox == "review"
+
+
+@pytest.mark.parametrize("note", [None, b"", b"always", b"\xff"])
+def test_where_nobody_knows_the_mode_each_answer_waits(place: Place, note: bytes | None) -> None:
+    known = place.home / "outbox" / "mode"
+    assert place.run("status").returncode == 0 and known.read_bytes() == b"auto"
+    known.unlink()
+    if note is not None:
+        known.write_bytes(note)
+    (place.home / "policy.toml").unlink()
+    assert "outbox = review, each answer waits for your word" in place.run("limits", "restore").stdout
+    assert load_policy(place.home / "policy.toml").outbox == "review"
+
+
+def test_joining_again_without_the_old_policy_does_not_loosen_the_outbox(make: Make, place: Place) -> None:
+    place.run("limits", "set", "outbox=review")
+    (place.home / "ledger").mkdir(exist_ok=True)
+    assert place.run("leave", "--yes").returncode == 0
+    (place.home / "policy.toml").unlink()
+    (place.exchange / enrolment.answer_name(SERIAL)).unlink()
+    again = place.join()
+    assert again.returncode == 3, again.stderr
+    assert load_policy(place.home / "policy.toml").outbox == "review"
+
+
 # The adapter
 
 

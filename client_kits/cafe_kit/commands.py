@@ -184,8 +184,9 @@ def _decide(home: Path, policy: Policy, act: str, items: list[Sent], out: Output
 def show_limits(options: argparse.Namespace, out: Output) -> int:
     home, settings = the_site(options)
     if options.act == "restore":
-        joining.restore_limits(home, settings)
+        mode = joining.restore_limits(home, settings).outbox
         out.say("policy.toml was written anew, as it was consented to on joining. What was lowered since has to be lowered again.")
+        out.say(f"How answers leave was not loosened: outbox = {mode}, {_OUTBOX[mode]}.")
     elif options.act == "set":
         limits.change(home, limits.wanted(options.settings), _typed)
         _note(home, "limits", settings=" ".join(options.settings)[:200])

@@ -19,7 +19,7 @@ from cafe_kit.asking import ANSWER, REQUEST
 from cafe_kit.enrolment import JoinRequest, KitInfo
 from cafe_kit.errors import CafeError
 from cafe_kit.kit_folder import Kit
-from cafe_kit.policy import TEMPLATE, Policy, load_policy
+from cafe_kit.policy import TEMPLATE, Policy, last_outbox, load_policy
 from cafe_kit.questions import Answers
 from cafe_kit.release import seal_file
 from cafe_kit.seat_config import ServerKeys
@@ -110,11 +110,16 @@ def _apply(kit: Kit, home: Path, talk: Talk, code: str, address: dict[str, str],
 def _write_policy(home: Path, answers: Answers) -> None:
     """The limits that were consented to. A policy that is there already (of an earlier joining) keeps its other lines."""
     path = home / "policy.toml"
-    before = path.read_text(encoding="utf-8") if path.is_file() else TEMPLATE
+    before = path.read_text(encoding="utf-8") if path.is_file() else _anew(home)
     asked = answers.limits.model_dump(mode="json")
     del asked["share_rows"]
     seal_file(path, limits.edited(before, asked).encode())
     load_policy(path)
+
+
+def _anew(home: Path) -> str:
+    """A policy for a site without one; where it was at work before, its answers leave no more freely than they did then."""
+    return limits.edited(TEMPLATE, {"outbox": last_outbox(home)}) if (home / "ledger").exists() else TEMPLATE
 
 
 def _request(settings: SiteSettings, home: Path, site: SiteHome, code_key: bytes) -> bytes:
@@ -153,7 +158,8 @@ def words(settings: SiteSettings) -> str:
 
 
 def restore_limits(home: Path, settings: SiteSettings) -> Policy:
-    """Write the policy anew as it was consented to on joining; for one that is gone. What was changed since is not in it.
+    """Write the policy anew as it was consented to on joining; for one that is gone. What was changed since is not in it, but for the
+    outbox's mode: no command but ``limits set`` lets answers out more freely than the admin did.
 
     Raises:
         CafeError: CAFE-157 when there is one, CAFE-158 when the request that tells is missing, CAFE-101, 102 when it was altered.
@@ -168,7 +174,7 @@ def restore_limits(home: Path, settings: SiteSettings) -> Policy:
     if request.site_key != settings.site_key:
         raise CafeError("CAFE-102", "The request in the site's folder is another site's.", "Restore policy.toml from a backup.")
     agreed = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(request.limits).items()}
-    seal_file(path, limits.edited(TEMPLATE, agreed).encode())
+    seal_file(path, limits.edited(limits.edited(TEMPLATE, {"outbox": last_outbox(home)}), agreed).encode())
     SiteHome(home).log("limits", settings="as consented to on joining")
     return load_policy(path)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,12 +16,13 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cafe_kit.documents import write_first
+from cafe_kit.documents import write_first, write_whole
 from cafe_kit.errors import CafeError
 from cafe_kit.ledger import Spent, epsilon
 from cafe_kit.orders import Order
 
 PAUSED = "paused"  # a file of this name in the site's folder
+_MODE = Path("outbox", "mode")  # how answers left when policy.toml was last read: it outlives that file
 TEMPLATE = """\
 # What this site allows. You own this file: no server can change it. It is read anew for every order.
 
@@ -145,6 +147,26 @@ def check_not_paused(home: Path) -> None:
         raise CafeError("CAFE-320", "This site is paused by its admin and answers nothing.", "It goes on after: cafe-site resume")
 
 
+def last_outbox(home: Path) -> Literal["auto", "review", "dry-run"]:
+    """How answers left when this site's policy was last read. Where nobody knows, each waits for the admin's word."""
+    with suppress(OSError, UnicodeDecodeError):
+        noted = (home / _MODE).read_text(encoding="utf-8")
+        if noted in ("auto", "review", "dry-run"):
+            return noted  # type: ignore[return-value]
+    return "review"
+
+
+def _note(note: Path, mode: str) -> None:
+    """A disk that does not take it is no reason to refuse: without a note the cautious mode counts."""
+    try:
+        if not note.exists() or note.read_bytes() != mode.encode():
+            note.parent.mkdir(mode=0o700, exist_ok=True)
+            write_whole(note, mode.encode())
+    except OSError:
+        with suppress(OSError):
+            note.unlink()
+
+
 def load_policy(path: Path) -> Policy:
     """Read ``policy.toml``; write it with defaults and comments if it is not there and nobody has joined with other limits.
 
@@ -160,7 +182,10 @@ def load_policy(path: Path) -> Policy:
                     "Put it back, or write these limits anew: cafe-site limits restore",
                 )
             write_first(path, TEMPLATE.encode())  # a power cut that leaves the name and no text would leave no limit
-        return Policy.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        policy = Policy.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        if path.name == "policy.toml" and (path.parent / "site.toml").exists():
+            _note(path.parent / _MODE, policy.outbox)
+        return policy
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise CafeError(
