@@ -236,8 +236,15 @@ def _checked(settings: RunSettings, format: Format) -> None:
     }
     if format is Format.json:
         print_json(told)
-    else:
-        _console.print(json.dumps(told, indent=2))
+        return
+    for stage, chance, kind in ((1, made.vote_snr, "cpu"), (2, made.norm_snr, "gpu")):
+        part = settings.privacy.stage1 if stage == 1 else settings.privacy.stage2
+        line = "no formal guarantee"
+        if part is not None and chance is not None:
+            line = f"each site spends ε {part.epsilon:g} at δ {part.delta:g}; expected signal-to-noise ratio {chance:.2f}"
+            line += "" if chance >= 1 else ": below 1, so the noise is expected to drown most of it"
+        _console.print(f"Stage {stage}: {line if settings.names(kind) else 'no site for it'}", highlight=False, soft_wrap=True)
+    _console.print(f"{told['trained_parameters']:,} numbers are trained. Nothing was started.", highlight=False)
 
 
 def _ended(run: Run, format: Format) -> None:

@@ -152,7 +152,7 @@ def resume(run_id: str) -> Run:
     if run.shown_state == "Done":
         raise CafeError("CAFE-658", f"Run {run_id} is done.", "`cafe run` starts a new one.")
     if _at_work(run):
-        raise CafeError("CAFE-658", f"Run {run_id} is {run.shown_state.lower()} already.", "`cafe status` follows it.")
+        raise CafeError("CAFE-658", f"Run {run_id} is {run.shown_state.lower()} already.", f"`cafe status {run_id}` follows it.")
     found.queue(run_id)
     spawn(run)
     return found.run(run_id)
@@ -233,7 +233,7 @@ def clean(run_id: str) -> None:
     found = store()
     run = found.run(run_id)
     if run.active and run.shown_state != "Lost contact":
-        raise CafeError("CAFE-658", f"Run {run_id} is {run.shown_state.lower()}.", "Stop it first.")
+        raise CafeError("CAFE-658", f"Run {run_id} is {run.shown_state.lower()}.", f"`cafe stop {run_id}` first.")
     if run.pid and run.shown_state == "Lost contact" and _alive_worker(run):
         os.killpg(run.pid, signal.SIGKILL)
     shutil.rmtree(run.folder, ignore_errors=True)

@@ -121,16 +121,20 @@ def receive(
     if file and (left := enrolling.receive_leave(file)):
         _answered(left, None, format)
         return
+    here = {kit.serial for kit in enrolling.listed() if kit.state == "approved"}
     found, wrong = ([enrolling.receive(file)], []) if file else enrolling.received()
+    gone = [kit for kit in enrolling.listed() if kit.serial in here and kit.state == "left"]
     if format is Format.json:
         told = [{"code": error.code, "message": error.message, "hint": error.hint} for error in wrong]
-        print_json({"requests": [_request_as_json(one) for one in found], "errors": told})
+        print_json({"requests": [_request_as_json(one) for one in found], "left": [_as_json(kit) for kit in gone], "errors": told})
     else:
+        for kit in gone:
+            _say(f"{kit.site} of {kit.federation} has left; it is asked nothing from now on.")
         for one in found:
             _show(one)
         for error in wrong:
             _say(str(error))
-        if not found and not wrong:
+        if not found and not wrong and not gone:
             _say("No request lies in an exchange folder. A file that was handed over: `cafe site receive FILE`.")
     if wrong:
         raise typer.Exit(1)

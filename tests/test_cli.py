@@ -128,6 +128,8 @@ def test_check_starts_nothing(tmp_path):
     federation = Federation(tmp_path / "f", privacy={"stage1": {"epsilon": 8, "delta": 1e-5}, "stage2": "off"})
     told = json.loads(cafe(federation, "run", federation.config, "--check", "--format", "json"))
     assert told["stage1"]["vote_snr"] > 1 and told["stage2"] == "off"
+    said = cafe(federation, "run", federation.config, "--check")
+    assert "Stage 1: each site spends ε 8 at δ 1e-05" in said and "Stage 2: no formal guarantee" in said
     assert federation.store.runs() == []
 
 

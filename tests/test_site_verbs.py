@@ -497,6 +497,12 @@ def test_an_answer_that_is_still_computed_does_not_leave_after_the_site_has_left
     assert again["problem"]["code"] == "CAFE-134"
 
 
+def test_a_site_that_has_left_is_told_so(place: Place) -> None:
+    place.json("leave", "--yes")
+    told = place.run("status")
+    assert told.returncode == 1 and "CAFE-156 This site has left its federation." in told.stderr
+
+
 def test_a_site_can_leave_without_its_key_and_come_back(place: Place) -> None:
     (place.home / "site.key").unlink()
     told = place.json("leave", "--yes")

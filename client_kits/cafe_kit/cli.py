@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except EOFError:
-        print("\nNobody answers here. For a script: --answers FILE --yes", file=sys.stderr)
+        print("\nNobody answers here. For a script: --yes (to join: --answers FILE --yes)", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
         print("\nStopped. Run the same again: it continues where it was.", file=sys.stderr)
