@@ -296,7 +296,7 @@ def load(path: Path) -> RunSettings:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise CafeError(
-            "CAFE-603", f"The settings file {path} cannot be read ({type(error).__name__}).", "Check the path; the file is UTF-8 YAML."
+            "CAFE-603", f"The settings file {path} cannot be read: {_why(error)}.", "Check the path; the file is UTF-8 YAML."
         ) from None
     try:
         data = YAML(typ="safe", pure=True).load(io.StringIO(text))
@@ -337,6 +337,10 @@ def _public(setting: str, file: Path, columns: dict[str, str], task: Task) -> li
         raise CafeError(error.code, f"{setting}, {file.name}: {error.message}", error.hint) from None
 
 
+def _why(error: OSError | UnicodeDecodeError) -> str:
+    return (error.strerror or "no reason was given").lower() if isinstance(error, OSError) else "it is not UTF-8"
+
+
 def _word(column: str) -> str:
     return column.replace("_", " ").strip().capitalize()
 
@@ -346,9 +350,7 @@ def _read_labels(labels: Path | tuple[str, ...] | None) -> tuple[str, ...]:
         try:
             found = tuple(line.strip() for line in labels.read_text(encoding="utf-8-sig").splitlines() if line.strip())
         except (OSError, UnicodeDecodeError) as error:
-            raise CafeError(
-                "CAFE-605", f"The label list {labels} cannot be read ({type(error).__name__}).", "One label a line, UTF-8."
-            ) from None
+            raise CafeError("CAFE-605", f"The label list {labels} cannot be read: {_why(error)}.", "One label a line, UTF-8.") from None
     else:
         found = labels or ()
     if len(found) < 2 or len(set(found)) != len(found):

@@ -168,3 +168,13 @@ def test_what_is_wrong_in_a_public_file_is_told_with_its_name(folder):
         with pytest.raises(CafeError) as caught:
             looks()
         assert caught.value.code == "CAFE-206" and caught.value.message.startswith(f"{setting}, {name}: There is no column 'text'")
+
+
+def test_a_file_that_cannot_be_read_is_told_in_words(folder):
+    with pytest.raises(CafeError, match="cannot be read: is a directory") as caught:
+        load(folder)
+    assert caught.value.code == "CAFE-603"
+    (folder / "labels.txt").write_bytes(b"caf\xe9\nno\n")
+    with pytest.raises(CafeError, match="it is not UTF-8") as caught:
+        read(folder, MINIMAL).public_task()
+    assert caught.value.code == "CAFE-605"
