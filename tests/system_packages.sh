@@ -7,6 +7,7 @@ declare -A proof=(  # package → what it brings
   [chromium]=chromium
   [rabbitmq-server]=/usr/lib/rabbitmq/bin/rabbitmq-server
   [faketime]=faketime
+  [strace]=strace
 )
 
 missing=()
