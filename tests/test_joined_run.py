@@ -114,6 +114,26 @@ def test_a_site_that_refuses_does_not_end_the_run(tmp_path: Path, monkeypatch: p
         joined.stop()
 
 
+def test_the_operator_hears_once_that_an_answer_waits_for_the_sites_admin(joined: Joined) -> None:
+    north = joined.sites["north"]
+    assert north.command("limits", "set", "outbox=review").returncode == 0
+    joined.start()
+    run = joined.create()
+
+    def lets_out() -> None:
+        wait_until(lambda: north.json("status")["waiting"], 120)
+        wait_until(lambda: "its admin looks at the answer" in told(joined, run), 60)
+        while "done: the adapter is ready" not in told(joined, run):
+            north.command("outbox", "approve", "--all")
+
+    admin = threading.Thread(target=lets_out, daemon=True)
+    admin.start()
+    assert joined.work(run) == 0, told(joined, run)
+    admin.join()
+    said = told(joined, run).count("north: its admin looks at the answer before it leaves")
+    assert 1 <= said <= len([row for row in joined.store.orders(run) if row.site == "north"]), "once a round at most"
+
+
 def test_a_site_that_leaves_is_out_and_a_revoked_one_reads_why(joined: Joined) -> None:
     assert joined.sites["north"].command("leave", "--yes").returncode == 0
     found, wrong = enrolling.received("tiny")
