@@ -247,7 +247,7 @@ def _figures(now: Journey) -> None:
         st.metric(f"Best {seen.metric}", widgets.score(best.value, seen.metric) if best else "–", border=True, width=144, height="stretch")
         with st.container(border=True, width=320, height="stretch", gap="xsmall"):
             worst, told = _privacy(now)
-            st.markdown("Highest privacy spent by a site, in this run", help="What several sites spent is never added up.")
+            st.markdown("Highest privacy spent in this run", help="By the site that spent most. What sites spent is never added up.")
             st.markdown(f"**{worst}**")
             st.caption(told)
 
