@@ -44,9 +44,9 @@ def _panel(run_id: str, key: str, details: bool, was_running: bool, more: More |
         if seen.run.error and seen.state == "Failed":
             widgets.failure_card(seen.run.error, f"{key} {run_id}", run=seen.run)
         buttons(seen, key)
+        doubts(store, run_id)
         if seen.run.active or any(site.doing for site in seen.sites):
             sites_table(seen)
-        doubts(store, run_id)
         if more:
             more(store, seen)
         curve(seen)
