@@ -130,6 +130,20 @@ def test_pages_are_filled_and_show_texts_as_they_were_typed(kit: Path) -> None:
     assert "{{" not in (kit / "cafe-site").read_text() + (kit / "policy.default.toml").read_text()
 
 
+def test_a_site_that_has_left_is_told_so_and_nothing_is_set_up_again(kit: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "leave.json").write_text("{}")
+    done = shell("./cafe-site status", kit, CAFE_SITE_HOME=str(home))
+    assert done.returncode != 0 and "CAFE-156" in done.stderr and str(home) in done.stderr
+    assert [path.name for path in home.iterdir()] == ["leave.json"]
+    for verb, mended in (("join", False), ("status", True)):  # these go on to set up, which this Python cannot
+        if mended:
+            (home / "site.toml").touch()
+        tried = shell(f"./cafe-site {verb}", kit, CAFE_SITE_HOME=str(home), CAFE_PYTHON="/nowhere", PATH="/nowhere")
+        assert "CAFE-156" not in tried.stderr and "Python" in tried.stderr
+
+
 def test_the_wheel_is_one_and_holds_the_installed_kit(kit: Path) -> None:
     (wheel,) = (kit / "wheels").glob("*.whl")
     with zipfile.ZipFile(wheel) as inside:

@@ -233,6 +233,11 @@ def test_a_mode_that_was_written_by_hand_counts_once_it_was_read(place: Place) -
     assert place.run("limits", "restore").returncode == 0 and load_policy(policy).outbox == "review"
 
 
+def test_a_mode_that_does_not_exist_is_answered_with_those_that_do(place: Place) -> None:
+    told = place.run("limits", "set", "outbox=rewiev").stderr
+    assert "CAFE-157" in told and "'auto', 'review' or 'dry-run'" in told
+
+
 def test_a_raise_that_nobody_confirmed_is_not_the_mode_that_comes_back(place: Place) -> None:
     place.run("limits", "set", "outbox=review")
     assert "CAFE-341" in place.run("limits", "set", "outbox=auto").stderr  # nobody at a terminal

@@ -142,6 +142,13 @@ def test_running_says_what_happens_in_words(workers: Workers) -> None:
     assert [one.value for one in page.metric if one.label == "Sites"] == ["8"]
 
 
+def test_the_figures_of_a_run_are_of_its_own_sites(workers: Workers) -> None:
+    made = federations.create_demo()
+    _carried()
+    federations.save("demo", {**made.data, "sites": made.data["sites"][:3]})  # five were taken away since
+    assert [one.value for one in _home().metric if one.label == "Sites"] == ["8"]
+
+
 def test_every_phase_has_its_sentence(workers: Workers) -> None:
     federations.create_demo()
     desk, run, _ = _carried()

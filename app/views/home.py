@@ -241,7 +241,7 @@ def _figures(now: Journey) -> None:
     rounds = seen.settings.stage2.rounds if seen.settings else 0
     done = now.made.newest.round if now.made and now.made.newest else 0
     with st.container(horizontal=True, key="figures"):
-        st.metric("Sites", now.sites, border=True, width=124, height="stretch")
+        st.metric("Sites", len(seen.settings.sites) if seen.settings else now.sites, border=True, width=124, height="stretch")
         st.metric("Synthetic rows", f"{now.rows:,}" if now.rows is not None else "–", border=True, width=144, height="stretch")
         st.metric("Training round", f"{done} of {rounds}" if rounds else "–", border=True, width=168, height="stretch")
         st.metric(f"Best {seen.metric}", widgets.score(best.value, seen.metric) if best else "–", border=True, width=144, height="stretch")

@@ -187,10 +187,11 @@ def load_policy(path: Path) -> Policy:
             _note(path.parent / _MODE, policy.outbox)
         return policy
     except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        first = error.errors()[0]
+        where, known = ".".join(str(part) for part in first["loc"]), first.get("ctx", {}).get("expected", "")
         raise CafeError(
             "CAFE-316",
-            f"policy.toml: the setting '{where}' is unknown or not allowed so.",
+            f"policy.toml: the setting '{where}' is unknown or not allowed so" + (f"; it may be {known}." if known else "."),
             "Correct it, or take it away and run: cafe-site limits restore",
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):
