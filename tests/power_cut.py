@@ -1,8 +1,8 @@
-"""A disk that loses its power: what a process did to a folder, call by call, and what is left of it after a cut at any moment.
+"""A disk that loses its power: what is left of a folder after a cut at any moment.
 
-Knows the system calls that change files (strace tells them) and what POSIX promises: bytes survive that an fsync of their file
-covered, names that an fsync of their folder covered; of the rest any part may be there, in any order, sector by sector. That is
-harsher than any real file system. Does not know what the files mean, nor what must hold of them.
+Knows the system calls that change files, and what POSIX promises: bytes survive that an fsync of their file covered, names that an
+fsync of their folder covered; of the rest any part may be there, in any order, sector by sector. That is harsher than any real file
+system. Does not know what the files mean, nor what must hold of them.
 """
 
 from __future__ import annotations
@@ -10,34 +10,18 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from random import Random
 
+from tests.strace import Call, bytes_of, plain, text_of
+
 SECTOR = 512  # what a disk writes whole
-_CALLS = (
-    "open,openat,creat,lseek,write,pwrite64,writev,pwritev,pwritev2,truncate,ftruncate,fallocate,copy_file_range,sendfile,splice,"
-    "fsync,fdatasync,sync_file_range,rename,renameat,renameat2,link,linkat,symlink,symlinkat,unlink,unlinkat,mkdir,mkdirat,rmdir"
-)
-_WHOLE = re.compile(r"(\d+) +(\w+)\((.*)\) += (-?\d+)(?:<.*>)?(?: .*)?")
-_BEGUN = re.compile(r"(\d+) +(\w+)\((.*) <unfinished \.\.\.>")
-_ENDED = re.compile(r"(\d+) +<\.\.\. \w+ resumed>(.*)")
 _FD = re.compile(r"(AT_FDCWD|\d+)<(.*)>")
-
-
-@dataclass(frozen=True)
-class Call:
-    """One system call that succeeded. ``arguments``: as strace wrote them."""
-
-    process: str
-    name: str
-    arguments: tuple[str, ...]
-    result: int
 
 
 @dataclass(frozen=True)
@@ -193,13 +177,13 @@ class Disk:
             return
         key = call.process, call.arguments[0].partition("<")[0]
         at = self._places[key] if self._places[key] >= 0 else len(self.now.files.get(node, b""))
-        self._do(Wrote(node, at, _bytes(call.arguments[1])[: call.result]))
+        self._do(Wrote(node, at, bytes_of(call.arguments[1])[: call.result]))
         if self._places[key] >= 0:
             self._places[key] += call.result
 
     def _pwrite64(self, call: Call) -> None:
         if (node := self._node(call.arguments[0])) is not None:
-            self._do(Wrote(node, int(call.arguments[3]), _bytes(call.arguments[1])[: call.result]))
+            self._do(Wrote(node, int(call.arguments[3]), bytes_of(call.arguments[1])[: call.result]))
 
     def _ftruncate(self, call: Call) -> None:
         if (node := self._node(call.arguments[0])) is not None:
@@ -239,9 +223,9 @@ class Disk:
 
     def _below(self, argument: str, base: str = "") -> str | None:
         """The path below the top that a call names; None for one elsewhere."""
-        path = _text(argument)
+        path = text_of(argument)
         if not path.startswith("/") and (found := _FD.fullmatch(base)):
-            path = f"{_plain(found[2])}/{path}"
+            path = f"{plain(found[2])}/{path}"
         return self._ours(os.path.normpath(path))
 
     def _ours(self, path: str) -> str | None:
@@ -251,7 +235,7 @@ class Disk:
     def _node(self, descriptor: str) -> int | None:
         """What an open descriptor stands for, by the path that it has at this moment; None elsewhere and when its name is gone."""
         found = _FD.fullmatch(descriptor)
-        below = self._ours(_plain(found[2])) if found else None
+        below = self._ours(plain(found[2])) if found else None
         return self.now.find(below) if below is not None else None
 
     def _name(self, path: str, node: int | None) -> tuple[int, str, int | None]:
@@ -279,61 +263,6 @@ def _sectors(change: Change) -> Iterator[Change]:
     last = change.at + len(change.data)
     for begin, end in pairwise([change.at, *range(change.at // SECTOR * SECTOR + SECTOR, last, SECTOR), last]):
         yield Wrote(change.node, begin, change.data[begin - change.at : end - change.at])
-
-
-# --- strace ----------------------------------------------------------------------------------------------------------
-
-
-def cannot() -> str:
-    """Why nothing can be traced on this machine; "" where it can."""
-    if shutil.which("strace") is None:
-        return "no strace on this machine; `make system` installs it where it may"
-    tried = subprocess.run(["strace", "-f", "-o", "/dev/null", "true"], capture_output=True, text=True)
-    return "" if tried.returncode == 0 else f"strace may not trace here: {tried.stderr.strip()[:200]}"
-
-
-def trace(command: Sequence[str], top: Path, log: Path, environment: Mapping[str, str]) -> list[Call]:
-    """Run the command to its end; what it and its children did below ``top``, call by call."""
-    how = ["strace", "-f", "-y", "-xx", "-s", "50000000", "-e", f"trace={_CALLS}", "-o", str(log)]
-    done = subprocess.run([*how, *command], env=dict(environment), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return list(_read(log, top))
-
-
-def _read(log: Path, top: Path) -> Iterator[Call]:
-    """Calls in the order in which they ended."""
-    begun: dict[str, str] = {}
-    marks = (str(top), _hex(str(top)))
-    with log.open() as lines:
-        for line in lines:
-            if found := _BEGUN.match(line):
-                begun[found[1]] = line[: line.rindex(" <unfinished")]
-                continue
-            if found := _ENDED.match(line):
-                line = begun.pop(found[1]) + found[2]
-            if not any(mark in line for mark in marks):
-                continue
-            found = _WHOLE.match(line)
-            if found and int(found[4]) >= 0:
-                yield Call(found[1], found[2], tuple(found[3].split(", ")), int(found[4]))
-
-
-def _hex(text: str) -> str:
-    return "".join(f"\\x{byte:02x}" for byte in text.encode())
-
-
-def _plain(text: str) -> str:
-    """A path as strace shows it beside a descriptor; one whose name is gone is nowhere."""
-    return bytes.fromhex(text.replace("\\x", "")).decode() if text.startswith("\\x") else text
-
-
-def _bytes(argument: str) -> bytes:
-    assert argument.startswith('"') and argument.endswith('"'), f"cut off: {argument[-40:]}"
-    return bytes.fromhex(argument[1:-1].replace("\\x", ""))
-
-
-def _text(argument: str) -> str:
-    return os.fsdecode(_bytes(argument))
 
 
 # --- states ----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from types import ModuleType
 import pytest
 from cafe_kit import policy
 
-from tests import power_cut, power_cut_server, power_cut_site
+from tests import power_cut, power_cut_server, power_cut_site, strace
 from tests.federation import ROOT
 from tests.power_cut import Disk, Verdict
 
@@ -28,7 +28,7 @@ LEAST = 1000  # states that differ
 
 @pytest.fixture(scope="module", autouse=True)
 def _strace() -> None:
-    if reason := power_cut.cannot():
+    if reason := strace.cannot():
         pytest.skip(reason)
 
 
@@ -56,7 +56,7 @@ def cut(folder: Path, room: ModuleType, *bugs: str, halves: int = 1, seed: int =
     room.prepare(folder)
     disk = Disk(folder, ("disk", "outside"))
     command = [sys.executable, "-m", room.__name__, str(folder), *bugs]
-    calls = power_cut.trace(command, folder, folder / "trace", os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    calls = strace.trace(command, folder, folder / "trace", os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
     verdict = power_cut.replay(calls, disk, room.Examiner(folder).look, folder / "scratch", halves=halves, seed=seed, enough=enough)
     assert disk.is_as_told(), "the trace does not tell all that was done to the disk"
     return verdict
