@@ -37,7 +37,10 @@ def cannot() -> str:
     if shutil.which("strace") is None:
         return "no strace on this machine; `make system` installs it where it may"
     tried = subprocess.run(["strace", "-f", "-o", "/dev/null", "true"], capture_output=True, text=True)
-    return "" if tried.returncode == 0 else f"strace may not trace here: {tried.stderr.strip()[:200]}"
+    if tried.returncode == 0:
+        return ""
+    why = tried.stderr.strip()[:200]
+    return f"ptrace is forbidden here: {why}" if "not permitted" in why else f"strace cannot trace: {why}"
 
 
 def trace(command: Sequence[str], top: Path, log: Path, environment: Mapping[str, str]) -> list[Call]:

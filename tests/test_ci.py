@@ -15,6 +15,7 @@ TESTS = {
     "left_out": "import pytest\n@pytest.mark.skip(reason='no browser')\ndef test_a(): pass\ndef test_b(): pass\n",
     "whole_file": "import pytest\npytest.skip('no browser', allow_module_level=True)\n",
     "gpu": "import pytest\n@pytest.mark.skipif(True, reason='GPU needed')\ndef test_a(): pass\ndef test_b(): pass\n",
+    "traced": "import pytest\npytest.skip('ptrace is forbidden here: strace', allow_module_level=True)\n",
     "soak": "import pytest\n@pytest.mark.soak\n@pytest.mark.skip(reason='long')\ndef test_a(): pass\ndef test_b(): pass\n",
     "expected": "import pytest\n@pytest.mark.xfail\ndef test_a(): assert False\n",
 }
@@ -29,6 +30,7 @@ TESTS = {
         ("left_out", "", "0", 0),
         ("whole_file", "1", "0", 1),
         ("gpu", "1", "0", 0),
+        ("traced", "1", "0", 0),
         ("soak", "1", "0", 0),
         ("expected", "1", "0", 0),
     ],
