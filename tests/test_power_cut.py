@@ -24,6 +24,7 @@ from tests.power_cut import Disk, Verdict
 pytestmark = pytest.mark.system
 ROOMS = {"site": power_cut_site, "server": power_cut_server}
 LEAST = 1000  # states that differ
+LATE = {"adopted_not_named", "charge_without_the_one_before"}  # at the site these show in few states, found after half a minute: soak
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,7 +69,14 @@ def test_after_a_power_cut_at_any_moment_all_promises_hold(folder: Path, room: s
     assert not verdict.bad and verdict.states >= LEAST, verdict
 
 
-@pytest.mark.parametrize(("room", "bug"), [(name, bug) for name, room in ROOMS.items() for bug in room.BUGS])
+@pytest.mark.parametrize(
+    ("room", "bug"),
+    [
+        pytest.param(name, bug, marks=[pytest.mark.soak] if name == "site" and bug in LATE else [])
+        for name, room in ROOMS.items()
+        for bug in room.BUGS
+    ],
+)
 def test_a_planted_bug_is_seen(folder: Path, room: str, bug: str) -> None:
     assert cut(folder, ROOMS[room], bug, enough=1).bad
 
