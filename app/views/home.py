@@ -245,7 +245,7 @@ def _figures(now: Journey) -> None:
         st.metric("Synthetic rows", f"{now.rows:,}" if now.rows is not None else "–", border=True, width=144, height="stretch")
         st.metric("Training round", f"{done} of {rounds}" if rounds else "–", border=True, width=168, height="stretch")
         st.metric(f"Best {seen.metric}", widgets.score(best.value, seen.metric) if best else "–", border=True, width=144, height="stretch")
-        with st.container(border=True, width=320, height="stretch", gap="xsmall"):
+        with st.container(border=True, width=336, height="stretch", gap="xsmall"):
             worst, told = _privacy(now)
             st.markdown("Highest privacy spent in this run", help="By the site that spent most. What sites spent is never added up.")
             st.markdown(f"**{worst}**")
