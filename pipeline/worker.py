@@ -173,7 +173,11 @@ def carry(run_id: str) -> int:
             print(error or "", last, file=sys.stderr)
             return 1
     if waits and store.step(run_id, f"stage1/{waits}/approval") and not store.run(run_id).active:
-        store.queue(run_id)  # the word came while this worker was not done yet: nobody else goes on
+        try:  # the word came while this worker was not done yet: nobody else goes on
+            store.queue(run_id)
+        except StoreError as taken:  # another run of this name began in between; this one stays stopped, its word kept
+            store.event(run_id, f"{taken.code} {taken.message} `cafe resume {run_id}` goes on after it.", level="warning")
+            return 0
         return carry(run_id)
     return 0 if state != "Failed" else 1
 

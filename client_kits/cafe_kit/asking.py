@@ -25,7 +25,7 @@ from cafe_kit.site_home import SiteHome
 POLL_S = 2.0
 _LINK_POLL_S = 5.0
 _PATIENCE = 5  # looks at an answer that is not whole: somebody may be copying it
-REQUEST, ANSWER, SENT, LEAVE = "request.json", "answer.json", "request.sent", "leave.json"
+REQUEST, ANSWER, SENT = "request.json", "answer.json", "request.sent"
 _LINKS = ("request_url", "answer_url", "leave_url")
 
 Say = Callable[[str], None]
@@ -103,10 +103,10 @@ def say_left(home: Path, settings: SiteSettings) -> bool:
     site = SiteHome(home)
     leaving = documents.Leaving(settings.federation, settings.serial, settings.site, site.verify_key, float(int(time.time())))
     data = documents.sign_leaving(leaving, site.key)
-    seal_file(home / LEAVE, data)
+    seal_file(home / site_folder.LEAVE, data)
     with suppress(CafeError, OSError):
         if url := link(home, settings, "leave_url"):
-            links.upload(home / LEAVE, url)
+            links.upload(home / site_folder.LEAVE, url)
             return True
         return _into_exchange(settings, documents.leaving_name(settings.serial), data)
     return False

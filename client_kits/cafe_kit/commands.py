@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cafe_kit import adapters, asking, explain, instance, joining, kit_folder, leaving, limits, outbox, service, site_folder, starting
+from cafe_kit import adapters, explain, instance, joining, kit_folder, leaving, limits, outbox, service, site_folder, starting
 from cafe_kit.connection import Folder
 from cafe_kit.errors import CafeError
 from cafe_kit.explain import Sent
@@ -250,7 +250,7 @@ def leave(options: argparse.Namespace, out: Output) -> int:
         left = leaving.leave(home, settings, keep)
     unit = service.path(settings)
     undo = service.to_undo(settings) if unit.is_file() else []
-    told = "The operator is told." if left.told else f"Tell the operator{f': hand him {home / asking.LEAVE}' if keep else ''}."
+    told = "The operator is told." if left.told else f"Tell the operator{f': hand him {home / site_folder.LEAVE}' if keep else ''}."
     out.end(
         {"left": True, "told": left.told, "remains": left.remains, "undo": undo},
         f"{settings.site} has left. {told}",

@@ -97,7 +97,7 @@ def _apply(kit: Kit, home: Path, talk: Talk, code: str, address: dict[str, str],
         stands_in=info.stands_in,
         task=info.task,
     )
-    for name in (ANSWER, asking.SENT, asking.LEAVE):
+    for name in (ANSWER, asking.SENT, site_folder.LEAVE):
         (home / name).unlink(missing_ok=True)
     _write_policy(home, answers)
     seal_file(home / REQUEST, _request(settings, home, site, documents.proof_key(code, info.serial)))

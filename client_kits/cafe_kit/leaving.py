@@ -24,7 +24,7 @@ _ALWAYS = (
     *("site.key", "site.toml", asking.REQUEST, asking.ANSWER, asking.SENT, LOCK, instance.LOCK),
     *("models", "endpoint", "endpoint-venv", "venv"),  # venv: of the kit's launcher
 )
-_PROOF = ("ledger", "outbox", "log", "policy.toml", "endpoint.toml", "adapters", asking.LEAVE, PAUSED)
+_PROOF = ("ledger", "outbox", "log", "policy.toml", "endpoint.toml", "adapters", site_folder.LEAVE, PAUSED)
 
 
 @dataclass(frozen=True)

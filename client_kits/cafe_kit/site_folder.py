@@ -27,7 +27,7 @@ from cafe_kit.task import Task
 
 ShareRows = Literal["no", "rounded", "exact"]
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
-_LEFT = "leave.json"  # its own farewell, kept with the ledger
+LEAVE = "leave.json"  # its own farewell, kept with the ledger
 _HEAD = "# Written by cafe-site join. The limits are in policy.toml; what was spent and sent is in ledger/ and outbox/.\n"
 
 
@@ -121,7 +121,7 @@ def joined(home: Path) -> SiteSettings:
         CafeError: CAFE-156, CAFE-136.
     """
     settings = load(home)
-    if settings is None and (home / _LEFT).is_file():
+    if settings is None and (home / LEAVE).is_file():
         raise CafeError(
             "CAFE-156",
             "This site has left its federation.",
